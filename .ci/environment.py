@@ -1,7 +1,7 @@
 """Check that this Python interpreter has the version and the packages that Millrace needs.
 
-``python .ci/environment.py [PACKAGE ...]`` also checks for these packages. If anything is missing, the script prints
-one line about it and exits with status 2. It must run on any Python 3.
+``python .ci/environment.py [PACKAGE ...]`` also checks for the listed packages. If anything is missing, the script
+prints one line about it and exits with status 2. The script must run on any version of Python 3.
 """
 
 import re

@@ -2,7 +2,8 @@
 
     python .ci/words.py [FILE OR FOLDER ...]    default: every file that git tracks
 
-Prints one line per match, and exits with status 1 if there are any. Lines that contain `words: ok` are skipped.
+The script prints one line per match, and exits with status 1 if there are any. Lines that contain `words: ok` are
+skipped.
 """
 
 import ast
@@ -23,7 +24,7 @@ TEXTS = {".md", ".yaml", ".yml", ".toml", ".c", ".css", ""}
 
 @dataclass
 class Words:
-    """The sections of `words.txt`: what to avoid, with the advice on each."""
+    """The sections of `words.txt`. Each pairs words or patterns to avoid with advice on what to write instead."""
 
     parts: dict[tuple[str, ...], str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -64,12 +65,12 @@ def read_words() -> Words:
 
 
 def split(name: str) -> tuple[str, ...]:
-    """Split a name at underscores and capitals, in lower case: `_MADE_FROM` and `MadeFrom` give ("made", "from")."""
+    """Split a name into lowercase words: `_MADE_FROM` and `MadeFrom` both give ("made", "from")."""
     return tuple(part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name))
 
 
 def tracked(arguments: list[str]) -> Iterator[Path]:
-    """Yield the files to check: those that git tracks in these places, or everywhere if there are none."""
+    """Yield the tracked text files to check. If ``arguments`` has paths, yield only the files under them."""
     done = subprocess.run(["git", "ls-files", "--", *arguments], capture_output=True, text=True, check=True)
     for name in done.stdout.splitlines():
         path = Path(name)
@@ -78,7 +79,7 @@ def tracked(arguments: list[str]) -> Iterator[Path]:
 
 
 def in_text(path: Path, source: str, words: Words) -> Iterator[tuple[int, str, str]]:
-    """Yield (line, matched text, advice) for each match in a document, or in a program's comments and strings."""
+    """Yield (line, matched text, advice) for each match in a text file, or in a Python file's comments and strings."""
     if path.suffix != ".py":
         pieces = [(1, source)]
     else:
@@ -92,7 +93,7 @@ def in_text(path: Path, source: str, words: Words) -> Iterator[tuple[int, str, s
 
 
 def in_names(source: str, words: Words) -> Iterator[tuple[int, str, str]]:
-    """Yield (line, name, advice) for each name that a program defines and that `advice_on` has advice on."""
+    """Yield (line, name, advice) for each name that a Python file defines and for which `advice_on` returns advice."""
     for node in ast.walk(ast.parse(source)):
         for name in bound(node):
             if advice := advice_on(name, words):
@@ -100,7 +101,7 @@ def in_names(source: str, words: Words) -> Iterator[tuple[int, str, str]]:
 
 
 def bound(node: ast.AST) -> Iterator[str]:
-    """Yield the names that a node of a syntax tree binds."""
+    """Yield the names that a syntax-tree node binds."""
     match node:
         case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
             yield name
@@ -113,7 +114,7 @@ def bound(node: ast.AST) -> Iterator[str]:
 
 
 def advice_on(name: str, words: Words) -> str | None:
-    """Return the advice on a name: on the complete name, on parts of it, or on its parts read as text."""
+    """Return the advice on a name, or None. Checks the complete name, its parts, and the parts joined by spaces."""
     if name.lstrip("_") in words.names:
         return words.names[name.lstrip("_")]
     parts = split(name)

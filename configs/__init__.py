@@ -1,1 +1,1 @@
-"""Recipes: the schema of the YAML file that describes a run, and the code that reads it. Does not import torch."""
+"""The schema of recipes, the YAML files that describe runs, and the code that reads them. Does not import torch."""

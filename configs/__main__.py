@@ -1,4 +1,4 @@
-"""Commands about recipe keys: ``python -m configs explain KEY`` and ``python -m configs reference``."""
+"""Commands that document recipe keys: ``python -m configs explain KEY`` and ``python -m configs reference``."""
 
 import argparse
 import sys

@@ -30,7 +30,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, required: bool = True)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse arguments and accept overrides anywhere. ``parse_args`` alone rejects overrides that follow an option.
+    """Parse arguments, with overrides in any position. ``parse_args`` alone rejects overrides that follow an option.
 
     Raises:
         RequestError: an option is unknown.
@@ -57,7 +57,7 @@ def _tidy_help(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
-    """List the options of a parser's subcommand ``verb``."""
+    """List the options of the subcommand ``verb``, or of the parser itself if there is no such subcommand."""
     groups = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     chosen: argparse.ArgumentParser = next((group.choices[verb] for group in groups if verb in group.choices), parser)
     strings = (string for action in chosen._actions for string in action.option_strings)
@@ -65,7 +65,7 @@ def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
 
 
 def read_recipe(arguments: argparse.Namespace) -> Recipe:
-    """Load the recipe and apply the overrides given by the arguments of ``add_recipe_arguments``."""
+    """Load the recipe and apply the overrides. Both come from arguments that ``add_recipe_arguments`` added."""
     return load_recipe(arguments.recipe, arguments.overrides)
 
 

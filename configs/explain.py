@@ -22,7 +22,7 @@ def explain(name: str) -> str:
     """Explain a key or a section. An empty name lists the sections.
 
     Raises:
-        RequestError: there is no such key. The message names its new name, or else the nearest key.
+        RequestError: there is no such key. The message gives the key's new name, if any, or else the nearest key.
     """
     if not name:
         return "\n".join([*_sections(), "", "KEY=SECTION lists the keys of a section. KEY=SECTION.KEY explains a key."])
@@ -36,7 +36,7 @@ def explain(name: str) -> str:
 
 
 def _described_as(key: str) -> str:
-    """Return the key under which the reference describes this key."""
+    """Return the key that the reference describes in place of this one, or the key itself."""
     for prefix, other in SAME_KEYS.items():
         if key.startswith(prefix):
             return f"{other}{key.removeprefix(prefix)}"
@@ -105,7 +105,7 @@ def _is_below(name: str, section: str) -> bool:
 
 
 def _recipes_with(name: str, families: Sequence[str]) -> list[str]:
-    """List the checkout's recipes that set a key, with its value. If not empty, ``families`` restricts the list."""
+    """List the checkout's recipes that set a key, each with its value. ``families``, if any, restricts the list."""
     lines = []
     for path in sorted((CHECKOUT / "configs").rglob("*.yaml")):
         recipe: Any = recipe_yaml.parse(path.read_text(encoding="utf-8"), kind_of)

@@ -62,7 +62,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def _suggestion(path: Path) -> str:
-    """Suggest a recipe for a path that may lack its folder or suffix, or say how to list the recipes."""
+    """Suggest a recipe for a path whose folder or suffix may be missing, or say how to list the recipes."""
     name = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
     here = [path.with_name(name)] if path.with_name(name).is_file() else []
     near = next(iter([*here, *sorted(Path("configs").rglob(name))]), None)
@@ -121,7 +121,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _utf8_fault(value: Any, key: str = "") -> str | None:
-    """Describe the first string in a tree that cannot be encoded as UTF-8. None if all can."""
+    """Describe the first string in a tree that cannot be encoded as UTF-8. Returns None if there is no such string."""
     if isinstance(value, str):
         fault = utf8_fault(value)
         return f"{key}: {fault}" if fault else None
@@ -134,7 +134,7 @@ def _utf8_fault(value: Any, key: str = "") -> str | None:
 
 
 def _at_fault(tree: dict[str, Any], overrides: list[str], fault: ErrorDetails) -> str | None:
-    """Return the override that causes an error. If there are several, return the one that the error mentions first."""
+    """Return the override that causes an error, or None. Of several, return the first that the error mentions."""
     causes = []
     for place, override in enumerate(overrides):
         others = overrides[:place] + overrides[place + 1 :]
@@ -152,12 +152,15 @@ def _faults(tree: dict[str, Any]) -> list[ErrorDetails]:
 
 
 def _same(fault: ErrorDetails) -> tuple[Any, ...]:
-    """Return a key for comparing errors. If the invalid value is a section, its content is ignored."""
+    """Return a tuple by which errors are compared. If the invalid value is a section, its content is ignored."""
     return fault["type"], fault["loc"], fault["msg"], None if isinstance(fault["input"], dict) else repr(fault["input"])
 
 
 def _mentioned(name: str, fault: ErrorDetails) -> float:
-    """Return the position at which an error message first names a key, in full or relative to its section."""
+    """Return the position at which an error message first names a key, or infinity if it does not.
+
+    The message may name the key in full or relative to its section.
+    """
     section = _place(fault)
     message = f"{section} {fault['msg']}"
     keys = "|".join(re.escape(key) for key in (name, name.removeprefix(f"{section}.")))
@@ -255,12 +258,16 @@ def _nearest(fault: ErrorDetails) -> str:
 
 
 def renamed(key: str) -> str | None:
-    """Return the message for a key that was renamed, or None if the key never existed."""
+    """Return the message for a key that was renamed, or None for any other key."""
     return f"unknown key {key}: it was renamed to {RENAMED[key]}" if key in RENAMED else None
 
 
 def suggested(key: str, keys: list[str]) -> str:
-    """Suggest the nearest key in the section, else keys with the same name elsewhere, else list the section's keys."""
+    """Suggest a key similar to an unknown one.
+
+    This is the nearest key in the section or, failing that, keys with the same name in other sections. Otherwise, list
+    the section's keys. If the section does not exist either, suggest the nearest of all keys.
+    """
     section, dot, leaf = key.rpartition(".")
     leaves = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
     if near := difflib.get_close_matches(leaf, leaves, n=1, cutoff=_NEAR):

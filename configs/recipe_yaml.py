@@ -1,7 +1,7 @@
 """A YAML parser for recipes, in which a key's type determines how its value is parsed.
 
-YAML 1.1 reads ``020`` as 16, ``1:30`` as 90 and ``yes`` as true. Here, text is kept as written, and numbers that YAML
-would parse differently from how a person reads them, such as ``020``, are rejected.
+YAML 1.1 reads ``020`` as 16, ``1:30`` as 90 and ``yes`` as true. This parser keeps text as written. It rejects
+numbers, such as ``020``, that YAML would parse differently from how a person reads them.
 """
 
 import re
@@ -18,7 +18,7 @@ _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
 
 class RecipeYamlError(yaml.YAMLError):
-    """Valid YAML that is not allowed in recipes. The message gives the line number and what to write instead."""
+    """Raised for valid YAML that recipes do not allow. The message gives the line number and what to write instead."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(f"line {line}: {message}")
@@ -94,7 +94,7 @@ def _tag_scalars(node: yaml.Node, key: str, kind_of: Callable[[str], Any], seen:
 
 
 def _tag_scalar(node: yaml.ScalarNode, key: str, types: set[Any]) -> None:
-    """Tag an unquoted scalar with a type that its key allows.
+    """Tag an unquoted scalar as text if its key takes text but no numbers or booleans. Reject ambiguous numbers.
 
     Raises:
         RecipeYamlError: YAML parses a number differently from how a person reads it, or a value must be a number but is
@@ -119,7 +119,7 @@ def _tag_scalar(node: yaml.ScalarNode, key: str, types: set[Any]) -> None:
 
 
 def _types(kind: Any) -> set[Any]:
-    """Return the value types that an annotation allows, including in lists and mappings. Empty for an unknown key."""
+    """Return the value types that an annotation allows, including those inside lists and mappings. None allows none."""
     if kind is None or kind is Ellipsis:
         return set()
     origin, parts = get_origin(kind), get_args(kind)

@@ -89,7 +89,7 @@ class Key:
 
     @property
     def type(self) -> str:
-        """The type and bounds, with an example if there is one."""
+        """The type and bounds, and an example if the schema has one."""
         example = f"such as `{self.field.examples[0]}`" if self.field.examples else ""
         return ", ".join(
             filter(None, (_type(self.field.annotation, self.field.metadata), _bounds(self.field), example))
@@ -112,7 +112,7 @@ class Key:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of source that read this key. Empty if all do, or if it is not a source key."""
+        """The source kinds that read this key. Empty if all kinds read it, or if it is not a source key."""
         return READ_BY.get(self.name.rpartition(".")[2], ()) if self.section is SourceSection else ()
 
     @property

@@ -49,11 +49,11 @@ class RunLayout:
 
     @property
     def logs(self) -> Path:
-        """Folder for the output of launchers and their processes, from all starts."""
+        """Folder for the output of launchers and their processes, across all restarts."""
         return _followed(self.run / "logs")
 
     def launch(self, verb: str) -> Path:
-        """Return a path to lock during a launch, so that only one launch runs at a time. The path is never created."""
+        """Return the path to lock so that only one launch runs at a time. The path is never created."""
         return self.run / f"{verb}-launch"
 
     @property
@@ -88,5 +88,5 @@ class RunLayout:
 
 
 def _followed(folder: Path) -> Path:
-    """Return the folder or, if it is a link (for example to another disk), the link's target."""
+    """Return the folder. If it is a symbolic link, for example to another disk, return the link's target."""
     return folder.resolve() if folder.is_symlink() else folder

@@ -40,7 +40,7 @@ def target_reads(target: str, key: str) -> bool:
 
 
 def is_read(key: str, read: Sequence[str]) -> bool:
-    """Return whether a dotted key is one of the keys in ``read``, or belongs to one of its sections."""
+    """Return whether ``read`` contains a dotted key or one of the sections that the key belongs to."""
     first, *names = key.split(".")
     if first == "data" and names[:1] == ["sources"] and len(names) == 3:
         names[1] = "NAME"

@@ -1,4 +1,4 @@
-"""Protection against replacing data that weights were trained on, unless the recipe allows it."""
+"""A guard that prevents replacing data that weights were trained on, unless the recipe allows it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +12,9 @@ from configs.schema import Recipe
 
 
 def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
-    """Return a check that a stage calls, passing the reason, before it replaces the artefact ``name``.
+    """Return a function that a stage calls, with its reason, before it replaces the artefact ``name``.
 
-    The check raises ``RequestError`` if a training run uses the artefact and is active or has weights. With
+    The function raises ``RequestError`` if a training run that uses the artefact is active or has weights. With
     ``run.replace``, this run's own weights do not count, because they are moved aside later. Weights of another run
     that shares the data always count.
     """
@@ -42,14 +42,14 @@ def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
 
 
 def _runs(recipe: Recipe, layout: RunLayout) -> Iterator[Path]:
-    """Yield the folders that may hold runs trained on the data: this run's, the data folder, and other runs'."""
+    """Yield the folders of all runs that may use the data: this run, the run in the data folder, and other runs."""
     root = Path(recipe.run.root)
     others = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     yield from dict.fromkeys([layout.run, layout.data, *others])
 
 
 def _learns_from(folder: Path, name: str, layout: RunLayout) -> bool:
-    """Return whether the run in a training folder is trained on the current artefact, directly or indirectly."""
+    """Return whether the run in a training folder was trained on the current artefact, directly or indirectly."""
     inputs = read_identity(folder).get("inputs", {})
     now = _manifest(getattr(layout, name)) if inputs else None
     if now is None:

@@ -38,7 +38,7 @@ def is_only_pretrained(saved: Manifest) -> bool:
 
 
 def stale(layout: RunLayout, stage: str) -> str:
-    """Explain why a stage's weights are outdated: an artefact they were trained on was replaced. Empty if current.
+    """Say which artefacts have been replaced since a stage's weights were trained on them. Empty if none has.
 
     An artefact that was removed, or whose manifest cannot be read, does not count as replaced.
     """
@@ -82,7 +82,7 @@ def check_finetuning(layout: RunLayout) -> None:
 
 
 def none_yet(layout: RunLayout, stage: str) -> RequestError:
-    """Return the error for a stage without weights. It says what exists, and which command trains the weights."""
+    """Return the error for a stage without weights. The message says what exists, and which command to run."""
     folder = getattr(layout, stage)
     if lock.is_held(folder):
         return RequestError(

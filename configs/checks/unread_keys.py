@@ -1,4 +1,4 @@
-"""Rejects overrides that a command does not read and would therefore silently ignore.
+"""Rejection of overrides that a command does not read and would otherwise silently ignore.
 
 Overrides that agree with the existing run are allowed, so that the same ARGS work for every command of a run.
 """
@@ -80,7 +80,7 @@ def _is_identity(recipe: Recipe, key: str) -> bool:
 
 
 def _same(key: str, recorded: Any, wanted: Any) -> bool:
-    """Return whether a value equals the recorded one. Paths are equal if they resolve to the same location."""
+    """Return whether a value equals the recorded value. Paths are equal if they resolve to the same location."""
     if recorded == wanted:
         return True
     paths = key.endswith("path") and isinstance(recorded, str) and isinstance(wanted, str)
@@ -114,7 +114,10 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _recorded(path: Any, key: str) -> Any:
-    """Return the value that a training run recorded, ``_MISSING`` if none, or ``_UNKNOWN`` if its recipe is damaged."""
+    """Return the value of a key in a training run's recorded recipe.
+
+    Returns ``_MISSING`` if there is no recipe or no such key, and ``_UNKNOWN`` if the recipe is damaged.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _value(tree, key) if isinstance(tree, dict) else _UNKNOWN
@@ -125,7 +128,7 @@ def _recorded(path: Any, key: str) -> Any:
 
 
 def _value(tree: Any, key: str) -> Any:
-    """Return the value of a dotted key, or ``_MISSING``."""
+    """Return the value of a dotted key, or ``_MISSING`` if there is no such key."""
     for name in key.split("."):
         if not isinstance(tree, dict) or name not in tree:
             return _MISSING

@@ -25,7 +25,7 @@ NonIdentity = Annotated[T, _NonIdentityMark()]
 def _expanded(path: str | None) -> str | None:
     """Expand ``~`` and ``$NAME`` in a path as a shell does. URLs stay unchanged.
 
-    The ``$NAME`` of an unset variable is kept if a file or folder with that exact name exists.
+    If a variable is not set, but a file or folder with exactly this path exists, ``$NAME`` is kept.
 
     Raises:
         ValueError: a variable is not set, or the user after ``~`` does not exist.

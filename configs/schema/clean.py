@@ -16,7 +16,7 @@ _MIN_RECALL = 0.75
 
 
 class C4Section(Section):
-    """C4's rules (Raffel et al. 2020, section 2.2). They first remove lines, then drop documents."""
+    """C4's rules (Raffel et al. 2020, section 2.2). The rules first remove lines, then drop documents."""
 
     enabled: bool = Field(False, description="Apply these rules.")
     require_end_mark: bool = Field(True, description="Remove lines that do not end in `.`, `?`, `!` or a quote.")
@@ -41,7 +41,7 @@ class C4Section(Section):
 
 
 class GopherQualitySection(Section):
-    """Gopher's quality rules (Rae et al. 2021, table A1 and appendix A.1.1). They drop documents.
+    """Gopher's quality rules (Rae et al. 2021, table A1 and appendix A.1.1). The rules drop documents.
 
     Words that consist only of symbols do not count toward the word count or the mean word length.
     """

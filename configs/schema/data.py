@@ -190,7 +190,7 @@ class SourceSection(Section):
 
 
 class TokensSection(Section):
-    """Token shards, and which documents are held out for validation."""
+    """How token shards are written, and which documents are held out for validation."""
 
     shard_tokens: int = Field(100_000_000, gt=0, description="Approximate number of tokens per shard.")
     validation_fraction: float = Field(
@@ -242,7 +242,7 @@ class DataSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_or_several(cls, section: Any) -> Any:
-        """Reject `source` combined with `sources`, and named sources without a kind, which indicate a typo."""
+        """Reject `source` combined with `sources`, and a named source without a kind, whose name is probably a typo."""
         several = section.get("sources") if isinstance(section, dict) else None
         if not several or not isinstance(several, dict):
             return section
@@ -278,7 +278,7 @@ class DataSection(Section):
 
 
 def _others(name: str, names: list[str]) -> str:
-    """Return a hint for a source without a kind: the names of the other sources, nearest first, and all kinds."""
+    """Return a hint for a source without a kind. It lists the other sources, most similar name first, and all kinds."""
     others = [other for other in names if other != name]
     others.sort(key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
     kinds = ", ".join(get_args(SourceSection.model_fields["kind"].annotation))

@@ -11,9 +11,9 @@ _MEMORY: dict[str, Any] = {"pattern": r"^\d+[KMGT]?$", "examples": ["8G"]}
 
 
 class SlurmTrainSection(Section):
-    """SLURM jobs for pretraining and fine-tuning. These keys override or extend those in `launch.slurm`.
+    """Settings for SLURM jobs that pretrain or fine-tune. These keys override or extend the keys of `launch.slurm`.
 
-    A job runs on `launch.nodes` nodes.
+    Each job runs on `launch.nodes` nodes.
     """
 
     headings: ClassVar[dict[str, str]] = {
@@ -72,7 +72,7 @@ class SlurmTrainSection(Section):
 
 
 def _seconds(limit: str) -> int:
-    """Convert a time limit, D-HH:MM:SS or HH:MM:SS, to seconds."""
+    """Convert a time limit, in the form D-HH:MM:SS or HH:MM:SS, to seconds."""
     days, _, rest = limit.rpartition("-")
     hours, minutes, seconds = (int(number) for number in rest.split(":"))
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -127,7 +127,7 @@ class Recipe(Section):
                 )
 
     def _losses_fit(self) -> None:
-        """Reject weights for losses that the model does not have."""
+        """Reject keys for losses and expert balancing that the model does not have."""
         family, train = f"model.family={self.family}", self.train
         if not self.model.has_experts:
             for key in ("sequence_loss", "load_balance_loss", "router_z_loss"):
@@ -243,7 +243,7 @@ class Recipe(Section):
 
     @property
     def expert_parallel(self) -> int:
-        """Number of ranks that shard a layer's experts: train.expert_parallel, or by default the largest possible."""
+        """Number of ranks that share a layer's experts: train.expert_parallel, or else the largest valid number."""
         return self.train.expert_parallel or math.gcd(self.ranks, self.model.expert_count)
 
     @property

@@ -1,4 +1,4 @@
-"""The tokenizer: trained on the documents, or taken from a file, the Hugging Face hub or another run."""
+"""The tokenizer: trained on the documents, or taken from a file, the Hugging Face Hub or another run."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ RESERVED_TOKENS = (
 
 
 class TokenizerSection(Section):
-    """The tokenizer: trained on the cleaned documents, or taken from elsewhere."""
+    """The tokenizer, which is either trained on the cleaned documents or taken from elsewhere."""
 
     kind: Literal["bpe", "characters", "huggingface", "run"] = Field(
         "bpe",

@@ -1,4 +1,4 @@
-"""The model section: one class per family. Keys are named as in transformers, if transformers has the family."""
+"""The model section: one class per family. Where transformers has the family, keys have its names."""
 
 from typing import Annotated, Any, Union
 

@@ -1,4 +1,4 @@
-"""The base class of the sections of all model families."""
+"""The base class of the model sections. Each model family has its own section."""
 
 from typing import ClassVar, Literal
 
@@ -40,7 +40,7 @@ class ModelSection(Section):
 
     @property
     def backbone_section(self) -> "ModelSection":
-        """The section of the model that computes hidden states: this one, or the backbone of a classifier."""
+        """The section for the model that computes hidden states: a classifier's backbone, or otherwise this section."""
         return self
 
     @property

@@ -60,7 +60,7 @@ class AdaptiveSection(Section):
 
 
 class DeepseekSection(ModelSection):
-    """Latent attention with shared and routed experts, as in DeepSeek-V3 and V2. See [deepseek.md](deepseek.md).
+    """Latent attention plus shared and routed experts, as in DeepSeek-V3 and V2. See [deepseek.md](deepseek.md).
 
     | release | `scoring_func` | `topk_method` | `norm_topk_prob` |
     |---|---|---|---|

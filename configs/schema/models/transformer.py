@@ -1,4 +1,4 @@
-"""The base class of the sections of dense transformers."""
+"""The base class of the model sections for dense transformers."""
 
 from typing import Literal
 
