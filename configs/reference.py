@@ -43,7 +43,7 @@ EFFECTS: dict[Effect, tuple[str, str]] = {
         "evaluation of language models",
         "The run stays the same. `make evaluate` evaluates a language model again; for other models, nothing changes.",
     ),
-    "content": ("content", "Only the content counts: you can move it to a different path."),
+    "content": ("content", "Only the file's content matters. You can move it to a different path."),
     "folder": ("folder", "A different value means a different folder, and therefore a different run."),
 }
 _FOLDERS = ("run.name", "run.root", "data.root")

@@ -131,7 +131,9 @@ class SourceSection(Section):
         4, ge=1, le=61, description="Largest step through the alphabet from one character to the next."
     )
     symbols: int = Field(26, ge=2, le=62, description="Number of different letters.")
-    task: Literal["copy", "reverse"] = Field("copy", description="The target is the text itself or the reversed text.")
+    task: Literal["copy", "reverse"] = Field(
+        "copy", description="Whether the target is the text itself (`copy`) or the reversed text (`reverse`)."
+    )
 
     @field_validator("encoding")
     @classmethod

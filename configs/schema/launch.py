@@ -49,7 +49,7 @@ class SlurmTrainSection(Section):
         "0 disables this.",
     )
     python: NonIdentity[str | None] = Field(
-        None, description="Python interpreter on the nodes. Defaults to the one that submits the job."
+        None, description="Python interpreter on the nodes. Defaults to the interpreter that submits the job."
     )
     container: NonIdentity[tuple[str, ...]] = Field(
         (), description="Command prefix on each node, such as `[apptainer, exec, --nv, image.sif]`."

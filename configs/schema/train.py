@@ -27,7 +27,9 @@ class OptimizerSection(Section):
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment (`adam`, `adamw`, `muon`).")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment (`adam`, `adamw`, `muon`).")
-    eps: float = Field(1e-8, gt=0, description="Added to the denominator (`adam`, `adamw`, `muon`).")
+    eps: float = Field(
+        1e-8, gt=0, description="Added to the denominator for numerical stability (`adam`, `adamw`, `muon`)."
+    )
     momentum: float = Field(0.95, ge=0, lt=1, description="Momentum (`sgd`, `muon`).")
     weight_decay: float = Field(
         0.1,
@@ -51,7 +53,7 @@ class ScheduleSection(Section):
     kind: Literal["cosine", "wsd", "steps"] = Field(
         "cosine",
         description="How the rate changes after the warm-up. `cosine`: cosine decay to the final rate. `wsd`: "
-        "constant, then linear decay to the final rate. `steps`: constant, and multiplied by `factor` at each point in "
+        "constant, then linear decay to the final rate. `steps`: constant, then multiplied by `factor` at each point in "
         "`at`.",
     )
     warmup_steps: int = Field(0, ge=0, description="Number of warm-up steps.")
@@ -123,8 +125,8 @@ class TrainSection(Section):
     )
     mask_documents: bool = Field(
         False,
-        description="Tokens attend only to their own document, and positions start at 0 in each document. `false`: "
-        "tokens attend to all earlier tokens of the sample.",
+        description="`true`: tokens attend only to their own document, and positions start at 0 in each document. "
+        "`false`: tokens attend to all earlier tokens of the sample.",
     )
     steps: int = Field(gt=0, description="Number of optimizer steps.")
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
@@ -166,14 +168,14 @@ class TrainSection(Section):
     )
     zero_stage: NonIdentity[Literal[0, 1, 2, 3]] = Field(
         1,
-        description="What ZeRO shards across ranks. 0: nothing. 1: optimizer state. 2: also gradients. 3: also "
-        "weights.",
+        description="What ZeRO shards across ranks: nothing (0), optimizer state (1), also gradients (2), or also "
+        "weights (3).",
     )
     expert_parallel: NonIdentity[int | None] = Field(
         None,
         ge=1,
-        description="Number of ranks that share a layer's experts. Must divide both the number of ranks and the number "
-        "of experts. Defaults to the largest valid number.",
+        description="Number of ranks across which a layer's experts are sharded. Must divide both the number of ranks "
+        "and the number of experts. Defaults to the largest valid number.",
     )
     offload_optimizer: NonIdentity[Literal["none", "cpu", "nvme"]] = Field(
         "none",
@@ -187,11 +189,13 @@ class TrainSection(Section):
         2, ge=0, description="Number of global batches to prefetch in a background thread. 0 disables prefetching."
     )
     eval_every: NonIdentity[int] = Field(
-        0, ge=0, description="Steps between validations. 0 disables them, except after the last step."
+        0, ge=0, description="Steps between validations. With 0, validation runs only after the last step."
     )
     eval_batches: NonIdentity[int] = Field(8, gt=0, description="Global batches per validation during training.")
     save_every: NonIdentity[int] = Field(
-        0, ge=0, description="Steps between checkpoints. 0 disables them, except after the last step or on a signal."
+        0,
+        ge=0,
+        description="Steps between checkpoints. With 0, a checkpoint is written only after the last step or on a signal.",
     )
     keep: NonIdentity[int] = Field(2, ge=1, description="Number of newest checkpoints to keep.")
     keep_every: NonIdentity[int] = Field(

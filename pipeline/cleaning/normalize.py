@@ -21,7 +21,7 @@ from pipeline.cleaning.column import Ints, Mask
 Form = Literal["NFC", "NFKC", "none"]
 
 #: A line break according to ``str.splitlines`` and XML 1.1 (section 2.11), other than LF alone. A vertical tab or form
-#: feed is part of an adjacent break, so a page break before a newline does not create an empty line.
+#: feed is part of the break that follows it, so a page break before a newline does not create an empty line.
 _BREAKS = re.compile("[\x0b\x0c]*\r[\n\x85]?|[\x0b\x0c]+[\n\x85]?|[\x1c-\x1e\x85\u2028\u2029]")
 #: The unit separator separates words, like a tab.
 _SEPARATOR = "\x1f"

@@ -20,7 +20,7 @@ class YarnSection(Section):
         1.0,
         gt=0,
         description="Frequencies with fewer rotations than this are divided by `factor`. Frequencies in between are "
-        "interpolated linearly.",
+        "blended linearly.",
     )
     mscale: float = Field(
         1.0, ge=0, description="Scale of the rotary table, relative to `mscale_all_dim`. Equal values cancel out."
@@ -99,8 +99,8 @@ class DeepseekSection(ModelSection):
     topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = Field(
         "noaux_tc",
         description="How experts are selected. `noaux_tc`: by score plus a balancing bias, within the groups whose two "
-        "best experts have the highest sum. `group_limited_greedy`: by score, within the groups with the highest "
-        "score. `greedy`: by score, without groups.",
+        "best experts have the highest sum. `group_limited_greedy`: by score, within the groups whose best "
+        "expert has the highest score. `greedy`: by score, without groups.",
     )
     n_group: int = Field(1, ge=1, description="Number of groups of routed experts. Must divide `n_routed_experts`.")
     topk_group: int = Field(1, ge=1, description="Number of groups that a token may use.")
@@ -116,12 +116,12 @@ class DeepseekSection(ModelSection):
     )
     kv_lora_rank: int = Field(gt=0, description="Width of the key-value latent, which is cached.")
     qk_nope_head_dim: int = Field(
-        gt=0, description="Width per head of the part of queries and keys without positional encoding."
+        gt=0, description="Dimensions of each head's queries and keys that have no positional encoding."
     )
     qk_rope_head_dim: int = Field(
-        gt=0, description="Width per head of the part of queries and keys with rotary positions. Must be even."
+        gt=0, description="Dimensions of each head's queries and keys that have rotary positions. Must be even."
     )
-    v_head_dim: int = Field(gt=0, description="Width per head of the values.")
+    v_head_dim: int = Field(gt=0, description="Dimensions of each head's values.")
     rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary frequencies.")
     rope_scaling: YarnSection | None = Field(None, description="Leave the section out to disable the extension.")
     max_position_embeddings: int = Field(4096, gt=0, description="Maximum sequence length.")

@@ -31,7 +31,7 @@ class EncoderDecoderSection(TransformerSection):
     )
     norm_first: bool = Field(False, description=NORM_FIRST)
     cross_downsample: int = Field(
-        1, ge=1, description="Average each group of this many encoder positions into one before cross-attention."
+        1, ge=1, description="Number of consecutive encoder positions to average into one before cross-attention."
     )
     tie_word_embeddings: bool = Field(
         False, description="Share weights between the output head and the target embedding."

@@ -37,8 +37,8 @@ class TransformerSection(ModelSection):
     window: int | None = Field(
         None,
         ge=1,
-        description="Attention reaches this many positions back, including the current one. In an encoder, it also "
-        "reaches as far ahead. By default, all positions are visible.",
+        description="Attention reaches this many positions back, counting the current one. In an encoder, it reaches "
+        "equally far ahead. By default, all positions are visible.",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on embeddings, attention weights and the output of each sublayer."
