@@ -12,10 +12,10 @@ from artefacts.errors import RequestError
 
 
 def temp_path(path: Path) -> Path:
-    """Return a unique temporary path next to ``path``, for a file that is renamed to ``path`` once it is complete.
+    """Return a unique temporary path next to ``path``, for a file that will be renamed to ``path`` once it is complete.
 
-    If the writer is killed, the stage removes the file later (``artefacts/stage.py``). The name is random rather than a
-    process ID, because tasks on several machines may write the same file.
+    If the writer is killed, the stage removes the file later (``artefacts/stage.py``). The name contains random digits
+    rather than a process ID, because tasks on several machines may write the same file.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
 
@@ -108,7 +108,7 @@ def rename_folder(partial: Path, target: Path) -> None:
 
 
 def move_aside(folder: Path) -> Path:
-    """Move an outdated folder to ``previous/DATE-NAME`` next to it, on the same disk, and return the new path.
+    """Move an outdated folder to ``previous/DATE-NAME`` next to it, on the same disk, and return its new path.
 
     Raises:
         RequestError: the folder cannot be moved because a disk is mounted there.

@@ -1,4 +1,4 @@
-"""Millrace's C code is compiled with the machine's compiler on first use, and cached."""
+"""Compile Millrace's C code with the machine's compiler on first use, and cache the result."""
 
 import contextlib
 import ctypes
@@ -27,15 +27,15 @@ _REPORTED = "MILLRACE_NO_NATIVE_CODE_REPORTED"
 def folders() -> tuple[Path, Path]:
     """Return the two folders where compiled code is cached.
 
-    The first is in ``MILLRACE_CACHE`` (default: the checkout's ``.cache``). The second is in the user's cache, and is
-    used if the first is not writable.
+    The first folder is in ``MILLRACE_CACHE`` (default: the checkout's ``.cache``). The second folder is in the user's
+    cache. It is used if the first is not writable.
     """
     chosen = os.environ.get("MILLRACE_CACHE")
     return (Path(chosen) if chosen else CHECKOUT / ".cache") / "native", user_cache() / "native"
 
 
 def user_cache() -> Path:
-    """Return Millrace's folder in the user's cache."""
+    """Return Millrace's folder in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
 
 
@@ -77,7 +77,10 @@ def _key(compiler: list[str], source: Path, flags: tuple[str, ...]) -> str:
 
 
 def _instructions() -> bytes:
-    """Return this processor's instruction sets, because nodes that share a cache may have different processors."""
+    """Return this processor's instruction sets.
+
+    They are part of the cache key, because nodes with different processors may share a cache.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
@@ -87,7 +90,11 @@ def _instructions() -> bytes:
 
 
 def _compiled(compiler: list[str], source: Path, target: Path) -> ctypes.CDLL:
-    """Compile next to the target, then rename. If the folder is not writable, compile for this process only."""
+    """Compile a C file and load the result.
+
+    The compiler writes its output next to ``target``, and the file is then renamed. If the folder is not writable, the
+    result is not cached.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder: str | None = str(target.parent) if os.access(target.parent, os.W_OK) else None

@@ -1,4 +1,4 @@
-"""The path of the Millrace checkout. Millrace runs from its checkout and is never installed."""
+"""The path of the Millrace checkout. Millrace always runs from its checkout and is never installed as a package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Ready-to-paste commands for messages, with the recipe and the overrides that this process was started with."""
+"""Ready-to-paste commands for messages. They include this process's recipe and overrides."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def _interpreter() -> str:
 
 
 def _recipe() -> str:
-    """Return the recipe in this process's arguments, which worker processes inherit. Empty if there is none."""
+    """Return the recipe's path from this process's arguments, or "" if there is none. Workers inherit the arguments."""
     for word, following in pairwise([*sys.argv, ""]):
         name, _, path = word.partition("=")
         if name == "--recipe" and (path or following):

@@ -65,7 +65,7 @@ def explained(
 
 
 def changed_keys(identity: dict[str, Any], new_identity: dict[str, Any]) -> list[str]:
-    """List the recipe keys that differ between two identities of an artefact, with both values."""
+    """List the recipe keys whose values differ between two identities of an artefact, with both values."""
     kinds = [[*sections.get("sources", {})] for sections in (identity, new_identity)]
     if all(len(kind) == 1 for kind in kinds) and kinds[0] != kinds[1] and "ids" not in {*identity, *new_identity}:
         # A single source is named after its kind. All other differences follow from its kind.
@@ -85,7 +85,7 @@ def _in_recipe(line: str, single_source: bool) -> str:
 
 
 def _of_input(name: str) -> str:
-    """Describe a changed input. ``SOURCE: files`` is the fingerprint of a source's files."""
+    """Describe a changed input. The input ``SOURCE: files`` is the fingerprint of a source's files."""
     return _WITHOUT_VALUES.get(name) or f"other content of the source {name.partition(':')[0]}"
 
 

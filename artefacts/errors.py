@@ -11,7 +11,7 @@ class RequestError(Exception):
 
 
 class UnreachableError(RequestError):
-    """A network service does not respond. Finished artefacts can be used without it."""
+    """A network service does not respond. Finished artefacts can be used without the service."""
 
 
 class StoppedError(KeyboardInterrupt):
@@ -19,14 +19,14 @@ class StoppedError(KeyboardInterrupt):
 
 
 class WorkerKilledError(Exception):
-    """A worker process was killed from outside. The message says what to do. The exit status is 1."""
+    """Another program or the kernel killed a worker process. The message says what to do. The exit status is 1."""
 
 
 class StorageError(Exception):
     """Reading from a disk failed. The message is one line. The exit status is 1.
 
-    This is deliberately not an OSError, which damaged and missing files raise too. Those are counted as unreadable
-    inputs, whereas a failing disk stops the stage.
+    This is deliberately not an OSError, which damaged and missing files raise too. Such files are counted as
+    unreadable inputs, whereas a failing disk stops the stage.
     """
 
 
@@ -39,7 +39,10 @@ def spelled(text: str) -> str:
 
 
 def utf8_fault(text: str) -> str | None:
-    """Explain why a string cannot be encoded as UTF-8, as manifests require, and how to fix it. None if it can."""
+    """Explain why a string cannot be encoded as UTF-8 and how to fix that, or return None if it can be encoded.
+
+    Manifests require UTF-8.
+    """
     if (escaped := spelled(text)) == text:
         return None
     return (
@@ -48,4 +51,4 @@ def utf8_fault(text: str) -> str | None:
 
 
 class RunError(Exception):
-    """The run cannot continue. The message is one line: the reason, and what to do. The exit status is 1."""
+    """The run cannot continue. A one-line message gives the reason and says what to do. The exit status is 1."""

@@ -1,6 +1,6 @@
 """Seeded sampling and splitting by hash.
 
-The result depends on the seed and the documents, not on the order of the documents or the number of workers.
+The result depends on the seed and the set of documents, not on their order or the number of workers.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def keyed_hashes(seed: int, purpose: str, names: Iterable[str]) -> Hashes:
 
 
 def smallest(hashes: Hashes, sizes: Ints, budget: int) -> Mask:
-    """Return a mask of the items with the smallest hashes that fit into ``budget`` together, and at least one."""
+    """Return a mask of the items with the smallest hashes: as many as fit into ``budget``, but at least one."""
     order = np.lexsort((np.arange(len(hashes)), hashes))
     total = np.cumsum(sizes[order])
     chosen = np.zeros(len(hashes), dtype=bool)
@@ -35,9 +35,9 @@ def smallest(hashes: Hashes, sizes: Ints, budget: int) -> Mask:
 
 
 def lowest(hashes: Hashes, fraction: float) -> tuple[Mask, bool]:
-    """Return a mask of the items whose hash is in the lowest ``fraction``, and whether the choice was forced.
+    """Return a mask of the items whose hash is in the lowest ``fraction`` of the hash range.
 
-    If no hash is that low, the choice is forced: the items with the smallest hash are chosen.
+    If there are none, the items with the smallest hash are chosen. Also returns whether that was the case.
     """
     chosen = hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
     forced = not chosen.any()
@@ -53,10 +53,10 @@ _SHIFT = np.uint64(48)
 
 
 def threshold(pieces: Callable[[], Pieces], budget: int) -> int | None:
-    """Return a hash threshold such that the documents at or below it nearly fill ``budget`` bytes.
+    """Return a hash threshold such that the documents with hashes up to the threshold nearly fill ``budget`` bytes.
 
-    At least one document is included, even if it alone exceeds the budget. ``pieces`` is called twice, unless all
-    documents fit. Only about 1/65,536 of the documents are held in memory.
+    At least one document is included, even if it exceeds the budget. ``pieces`` is called twice, unless all documents
+    fit. Only about 1/65,536 of the documents' hashes and sizes are held in memory.
 
     Returns:
         The threshold, or None if all documents fit.
@@ -92,7 +92,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def splitmix64(seed: Hashes | np.uint64, numbers: Hashes) -> Hashes:
-    """Return the outputs with these numbers (1, 2, ...) of the splitmix64 generator with this seed."""
+    """Return outputs of the splitmix64 generator with this seed. ``numbers`` are their positions, counted from 1."""
     with np.errstate(over="ignore"):
         return mix(np.asarray(seed + GOLDEN * numbers))
 

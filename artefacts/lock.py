@@ -1,6 +1,6 @@
-"""Folder locks, either exclusive to one command or shared by several tasks of one command.
+"""Folder locks. A lock is either held exclusively by one command or shared by several tasks of one command.
 
-The kernel releases a lock when its process dies, so locks are never stale.
+The kernel releases a lock when the process that holds it dies, so locks are never stale.
 """
 
 import fcntl
@@ -55,7 +55,7 @@ def hold(folder: Path, what: str = "") -> Iterator[None]:
 
 
 def _remove(folder: Path, parents: list[Path]) -> None:
-    """Remove a folder's lock files, which this process holds, and any of ``parents`` that are then empty."""
+    """Remove the files of a lock that this process holds, and then any of ``parents`` that are empty."""
     for path in (_holder(folder), _file(folder)):
         path.unlink(missing_ok=True)
     with suppress(OSError):
@@ -64,7 +64,7 @@ def _remove(folder: Path, parents: list[Path]) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Return whether a process holds a folder's lock exclusively. False if the lock file cannot be opened."""
+    """Return whether a process holds a folder's lock exclusively. Returns False if the lock file cannot be opened."""
     try:
         with open(_file(folder), "rb+") as stream:
             return not _taken(stream.fileno(), fcntl.LOCK_SH, folder)
@@ -73,7 +73,10 @@ def is_held(folder: Path) -> bool:
 
 
 def refuse_if_held(folder: Path, what: str = "") -> None:
-    """Raise ``RequestError`` if a process holds a folder's lock exclusively. ``what`` describes its activity."""
+    """Raise ``RequestError`` if a process holds a folder's lock exclusively.
+
+    ``what`` says what that process is doing, for the error message.
+    """
     if not _file(folder).exists():
         return
     with _opened(folder) as descriptor:
@@ -100,7 +103,11 @@ def share(folder: Path, prepare: Callable[[], None]) -> Iterator[None]:
 
 
 def _wait_for_preparation(descriptor: int, folder: Path) -> None:
-    """Wait until the lock can be shared, then share it. Raise unless the exclusive holder is preparing the folder."""
+    """Wait until the folder is prepared, then share its lock.
+
+    Raises:
+        RequestError: a process holds the lock exclusively for any other purpose.
+    """
     since = time.monotonic()
     while not _taken(descriptor, fcntl.LOCK_SH, folder):
         if _named(folder) == _PREPARING:

@@ -24,7 +24,7 @@ _READERS = min(8, os.cpu_count() or 1)
 
 
 class DamagedError(RequestError):
-    """The manifest is damaged. ``fault`` is the reason without the fix, for callers that know a better fix."""
+    """The manifest is damaged. ``fault`` is the error message without the fix, for callers that know a better fix."""
 
     def __init__(self, fault: str, fix: str = "move the folder away and rebuild") -> None:
         super().__init__(fault, fix)
@@ -35,7 +35,7 @@ class DamagedError(RequestError):
 
 
 class OtherFormatError(RequestError):
-    """Another version of Millrace wrote the manifest. ``fault`` is the reason without the fix."""
+    """Another version of Millrace wrote the manifest. ``fault`` is the error message without the fix."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(f"{fault}: use the version that wrote it, or move the folder away and rebuild")
@@ -67,12 +67,12 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """A hash of the identity and the inputs. An artefact whose key matches the recipe's is up to date."""
+        """A hash of the identity and the inputs. An artefact is up to date if its key matches the recipe's."""
         return stage_key(self.identity, self.inputs)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the files' digests. Artefacts that are built from this one record the hash as an input."""
+        """A hash of the files' digests. Every artefact that is built from this artefact records it as an input."""
         return fingerprint.of_value({name: entry["sha256"] for name, entry in self.files.items()})
 
 
@@ -81,7 +81,7 @@ def stage_key(identity: dict[str, Any], inputs: dict[str, str]) -> str:
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """Return the versions of Millrace, Python, and the named distributions that are installed."""
+    """Return the versions of Millrace, Python and every named distribution that is installed."""
     versions_by_name = {"millrace": MILLRACE_VERSION, "python": platform.python_version()}
     for name in distributions:
         try:

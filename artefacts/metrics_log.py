@@ -19,11 +19,11 @@ _RECORD_START = '{"kind"'
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield every record of a metrics file, including repeated steps. Yields nothing if there is no file.
 
-    If a killed run left a torn line, that record is skipped, but a record that the resumed run appended to the same
-    line is read.
+    If a run was killed while writing a line, that record is skipped. If the resumed run appended a record to the same
+    line, that record is read.
 
     Raises:
-        RequestError: no line of the file is a record.
+        RequestError: the file has several lines, but no line contains a record.
     """
     if not path.is_file():
         return
@@ -44,7 +44,7 @@ def read_metrics(path: Path) -> Metrics:
     """Return the records of a metrics file by kind, sorted by step. If a step was repeated, its last record wins.
 
     Raises:
-        RequestError: no line of the file is a record.
+        RequestError: the file has several lines, but no line contains a record.
     """
     last: dict[str, dict[int, dict[str, Any]]] = {}
     for record in read_records(path):
@@ -53,7 +53,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """Return the record in a line, even if it follows a torn record, or None if there is no record."""
+    """Return the record in a line, or None if it has no record. A torn record may come before it in the line."""
     for text in (line, line[max(line.rfind(_RECORD_START), 0) :]):
         try:
             value = json.loads(text)

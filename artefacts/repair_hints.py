@@ -40,7 +40,7 @@ def check_sizes(name: str, folder: Path) -> None:
 
 
 def read_manifest(name: str, folder: Path) -> Manifest | None:
-    """Read the manifest of the artefact ``name`` as ``manifest.read`` does.
+    """Read the manifest of the artefact ``name``, like ``manifest.read``, but with better error messages.
 
     Raises:
         RequestError: the manifest cannot be read. If it is damaged, the message names the command that rebuilds the

@@ -1,8 +1,8 @@
 """SIGTERM, SIGUSR1 and Ctrl-C as exceptions.
 
-The handler raises an exception wherever the program happens to be. If that happens in a destructor, in a callback from
-C, or during the import of an extension module, the exception can be lost or replaced by another. So the exception is
-also recorded: ``check`` raises it again the next time it is called, and a command that fails checks ``pending`` first.
+The handler raises an exception in whatever code is running. In a destructor, in a callback from C, or during the import
+of an extension module, the exception can be lost or replaced by another. So the exception is also recorded: ``check``
+raises it again the next time it is called, and a command that fails checks ``pending`` first.
 """
 
 import signal
@@ -45,13 +45,13 @@ def pending() -> KeyboardInterrupt | None:
 
 
 def check() -> None:
-    """Raise the last signal's exception again, if there is one. Call this in long loops."""
+    """If a signal was received, raise the last signal's exception again. Call this in long loops."""
     if stop := pending():
         raise stop
 
 
 class StopRequest:
-    """A flag that is set on SIGTERM or SIGUSR1, which SLURM and torchrun send before the time is up.
+    """A flag that SIGTERM or SIGUSR1 sets. SLURM and torchrun send these signals before the time is up.
 
     Attributes:
         requested: whether a signal was received after ``listen``.
@@ -64,8 +64,8 @@ class StopRequest:
     def listen(self) -> None:
         """From now on, treat signals as requests to save and stop, and report this to the launcher.
 
-        Before this call, signals kill the process: there is nothing to save, and a rank that waits for others cannot
-        react.
+        Before this call, signals kill the process, because there is nothing to save, and a rank that is waiting for
+        other ranks could not respond.
         """
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._request)

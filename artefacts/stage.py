@@ -3,10 +3,10 @@
 A build lives in the folder ``.NAME.partial`` next to its target. The folder contains ``key`` (identifies what is being
 built), ``work/`` (files to publish) and ``scratch/`` (files that only a resumed build needs). Files are written
 atomically (with ``atomic.write_bytes`` or a rename), so a resumed build keeps the files that exist. ``publish`` writes
-the manifest, renames ``work/`` to the target, and then removes the rest. A killed build loses no finished files.
+the manifest, renames ``work/`` to the target, and removes the build folder. A killed build loses no finished files.
 
-A command that is refused before it has written a file leaves nothing behind. An artefact built from another recipe or
-other inputs is never overwritten. It is moved aside, and the differences are printed.
+A command that fails its checks before it has written a file leaves nothing behind. An artefact that was built from
+another recipe or other inputs is never overwritten. It is moved aside, and the differences are printed.
 """
 
 import shutil
@@ -157,7 +157,7 @@ class _Building:
 
 
 def _begun(partial: Path) -> str | None:
-    """Return the key of the build that was started in a folder, or None if there is none."""
+    """Return the key of the build that was started in a folder, or None if no build was started there."""
     return (partial / _KEY).read_text() if (partial / _KEY).exists() else None
 
 
@@ -168,7 +168,7 @@ def _holds_work(partial: Path) -> bool:
 
 
 def _discard(partial: Path, wanted: bool) -> None:
-    """Remove an unfinished build, or move it aside if it is ``wanted`` and has files."""
+    """Remove an unfinished build. If it is ``wanted`` and has files, move it aside instead."""
     if wanted and _holds_work(partial):
         print(f"{partial}: unfinished build of another recipe or source, moved aside to {atomic.move_aside(partial)}")
     else:

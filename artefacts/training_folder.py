@@ -1,8 +1,8 @@
-"""The life cycle of a training folder (``pretrain/``, ``finetune/``). A run may resume in its own folder only.
+"""The life cycle of a training folder (``pretrain/``, ``finetune/``). A run can resume only in its own folder.
 
 Unlike a data artefact, the folder is written in place, because a killed run resumes from its checkpoints.
-``identity.json`` is written at the start, and ``manifest.json`` at the end. If either is lost, it is restored from a
-checkpoint's manifest.
+``identity.json`` is written at the start, and ``manifest.json`` at the end. If either file is lost, it is restored from
+a checkpoint's manifest.
 """
 
 import json
@@ -85,7 +85,9 @@ class TrainingRun:
         raise RequestError(f"{self.folder} holds another run ({self._difference()}): {fix}")
 
     def open(self, recipe_text: str, replace: bool) -> None:
-        """Prepare the folder for starting or resuming. Another run that may be replaced is moved aside, with a message.
+        """Prepare the folder for starting or resuming.
+
+        If it holds another run that may be replaced, move that run aside and print a message.
 
         Raises:
             RequestError: the folder has another run's weights, and they may not be moved aside.
@@ -109,7 +111,9 @@ class TrainingRun:
         return final
 
     def restore(self) -> list[str]:
-        """Restore files that a machine crash left empty or torn. Returns one line per restored file.
+        """Restore the files that a machine crash left missing or damaged. Returns a line about each of them.
+
+        If training is not finished, a damaged manifest is removed instead.
 
         Raises:
             RequestError: another version of Millrace wrote the manifest.
@@ -147,7 +151,7 @@ class TrainingRun:
 
 
 def is_requeued() -> bool:
-    """Return whether SLURM has started this job, or an earlier job in the same chain, before."""
+    """Return whether SLURM has restarted this job, or has already run an earlier job in the same chain."""
     return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0") or LATER_IN_CHAIN in os.environ
 
 
@@ -158,7 +162,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Return whether a training folder has any checkpoint, imported or trained, complete or not."""
+    """Return whether a training folder has a checkpoint: imported or trained, complete or incomplete."""
     return bool(checkpoints(folder))
 
 
@@ -166,7 +170,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
     """Return the ``identity`` and ``inputs`` of the run in a folder.
 
     They are read from ``identity.json`` or, if it is missing or damaged, from the newest readable checkpoint. The
-    result is empty if there is neither.
+    result is empty if neither can be read.
     """
     if (recorded := own_identity(folder)) is not None:
         return recorded
@@ -198,7 +202,7 @@ def finished(folder: Path) -> Manifest | None:
 
 
 def _by_last_checkpoint(folder: Path) -> Manifest | None:
-    """Derive a run's manifest from its newest readable checkpoint. Returns None if that is not the final step's."""
+    """Derive a run's manifest from its newest readable checkpoint, or return None if it is not from the final step."""
     for checkpoint, saved in _readable_checkpoints(folder):
         is_last = bool(saved.details.get("run")) and saved.counts["step"] == saved.details["run"]["steps"]
         return _finished_by(checkpoint, saved) if is_last else None

@@ -5,12 +5,13 @@ The launcher names two folders in environment variables. Without them, nothing i
 ``MILLRACE_STATUS`` belongs to the launcher:
 
 - ``listening-RANK`` exists if the rank handles signals.
-- ``status`` contains the exit status of a rank that neither succeeded nor failed.
-- ``first`` exists if rank 0 is one of this launcher's ranks. It contains the log offset of rank 0's output.
+- ``status`` contains the exit status of a rank that was stopped by a signal or rejected the request.
+- ``first`` exists if rank 0 is one of this launcher's ranks. It contains the offset in rank 0's log where this
+  start's output begins.
 
 ``MILLRACE_LOGS`` belongs to the run:
 
-- ``rank-00003.txt`` contains a rank's output from all starts.
+- ``rank-00003.txt`` contains the rank's output from every start of the run.
 - ``failed-00003.json`` exists if the rank failed.
 
 This module does not import torch, because signals must be handled while torch is being imported.
@@ -56,7 +57,7 @@ class Worker:
 
     @property
     def is_launched(self) -> bool:
-        """Whether Millrace's launcher started this process, and so has already checked its arguments."""
+        """Whether Millrace's launcher started this process. The launcher has then already checked the arguments."""
         return bool(self._status)
 
     def keep_output(self) -> None:
@@ -78,19 +79,22 @@ class Worker:
             written.rename(self._status / "first")
 
     def report_listening(self) -> None:
-        """Report that this rank handles signals. Until then, the launcher kills it instead of asking it to stop."""
+        """Report that this rank handles signals. Before that, the launcher would kill it rather than ask it to stop."""
         if self._status:
             (self._status / f"listening-{self.rank}").touch()
 
     def write_status(self, status: int, message: str) -> bool:
-        """Write the exit status for the launcher. Returns False if there is none, so the caller must exit with it."""
+        """Write the exit status for the launcher.
+
+        Returns False if there is no launcher. The caller must then exit with this status.
+        """
         if not self._status:
             return False
         (self._status / "status").write_text(f"{status} {message}", encoding="utf-8")
         return True
 
     def note_failure(self) -> None:
-        """Record that this rank failed, and its log's current size. Call this before printing the reason."""
+        """Record that this rank failed, and the current size of its log. Call this before printing the error."""
         if self._logs:
             note = {"rank": self.rank, "node": node_name(), "time": time.time(), "at": os.fstat(1).st_size}
             failure_note(self._logs, self.rank).write_text(json.dumps(note), encoding="utf-8")
@@ -102,7 +106,7 @@ def listening(status: Path) -> int:
 
 
 def read_status(status: Path) -> tuple[int, str] | None:
-    """Return the exit status that a rank wrote, and its message. None if no rank wrote one."""
+    """Return the exit status and the message that a rank wrote, or None if no rank wrote any."""
     file = status / "status"
     if not file.exists():
         return None
@@ -111,7 +115,7 @@ def read_status(status: Path) -> tuple[int, str] | None:
 
 
 def failures(logs: Path) -> list[dict[str, Any]]:
-    """List the failed ranks, earliest first: ``rank``, ``node``, ``time`` and ``at`` (the log's size at the time)."""
+    """List the failed ranks, earliest first: ``rank``, ``node``, ``time`` and ``at`` (the log's size at that time)."""
     notes = []
     for file in logs.glob("failed-*.json"):
         try:

@@ -1,4 +1,4 @@
-"""Launches with DeepSpeed's launcher, either on this host or, via pdsh and ssh, on the hosts in a hostfile."""
+"""Starts workers with DeepSpeed's launcher, either on this host or, via pdsh and ssh, on the hosts in a hostfile."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from launch.plan import Plan, free_port, worker_argv, worker_environment
 def deepspeed(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """Return the plan that starts all workers. Without launch.hostfile, they run on this host.
+    """Return the plan that starts all workers. If launch.hostfile is not set, they run on this host.
 
     ``more`` holds additional environment variables for the workers.
 

@@ -1,4 +1,4 @@
-"""The demo runs a recipe end to end, with a simulated crash and a resume, and prints a table of the results.
+"""The demo: run a recipe end to end, including a simulated crash and a resume, and print a table of the results.
 
 Each stage is a command in a separate process, as `make` would run it. Finished stages are not repeated.
 """
@@ -165,7 +165,7 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
 
 
 def _load_line(steps: list[dict[str, Any]]) -> str:
-    """Describe each layer's max/mean expert load over the last steps, because a single batch is too noisy."""
+    """Describe each layer's max/mean expert load, averaged over the last steps because single batches are noisy."""
     last = steps[-_REPEATED:]
     worst = []
     for layer in last[-1]["experts"]:

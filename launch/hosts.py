@@ -1,8 +1,8 @@
 """Reads the hosts in a hostfile, checks that they respond, and sends signals to their workers.
 
-    python -m launch.hosts SIGNAL FOLDER
+This command sends a signal to the workers on this host that use FOLDER for their status files:
 
-sends a signal to this host's workers that belong to one start, which is identified by its folder of status files.
+    python -m launch.hosts SIGNAL FOLDER
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def read(hostfile: Path, nodes: int, processes: int) -> list[str]:
 
 
 def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
-    """Check that every host can see ``folder``, which is a folder on this host.
+    """Check that ``folder``, which exists on this host, exists on every host.
 
     Raises:
         RequestError: some hosts do not respond in time or do not see the folder; the message names them.
@@ -67,13 +67,13 @@ def check(names: tuple[str, ...], folder: Path, seconds: int = 30) -> None:
 
 
 def send(names: tuple[str, ...], number: int, status: Path, seconds: int = 20) -> None:
-    """Send a signal to the workers on these hosts that belong to one start."""
+    """Send a signal to the workers on these hosts that use the folder ``status`` for their status files."""
     words = [sys.executable, "-m", "launch.hosts", signal.Signals(number).name, str(status)]
     _run_on(names, f"cd {shlex.quote(str(CHECKOUT))} && {shlex.join(words)}", seconds)
 
 
 def _run_on(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str]:
-    """Run a shell command on every host, and return each host's output: "" if the host does not respond in time."""
+    """Run a shell command on every host, and return each host's output, or "" if the host does not respond in time."""
     argv = ["pdsh", "-R", "ssh", "-t", str(seconds), "-u", str(seconds), "-w", ",".join(names)]
     with contextlib.suppress(subprocess.TimeoutExpired):
         done = subprocess.run(
@@ -93,7 +93,7 @@ def _run_on(names: tuple[str, ...], command: str, seconds: int) -> dict[str, str
 
 
 def workers_here(status: str) -> list[psutil.Process]:
-    """List this host's workers that belong to the start with this folder of status files."""
+    """List the workers on this host that use the folder ``status`` for their status files."""
     workers = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Display of the workers' output: rank 0's as it arrives and, after a failure, the end of the failed rank's log."""
+"""Shows rank 0's output as it arrives and, after a failure, the end of the failed rank's log."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ _DEEPSPEED_SIGNAL = re.compile(r"^(?:(\S+): )?\[.*exits with return code = -(\d+
 
 
 class Output:
-    """The logs of one start, as this launcher sees them."""
+    """The logs that this launcher can see, from one start of the workers."""
 
     def __init__(self, logs: Path, status: Path | None = None, apart: float = 60) -> None:
         """
@@ -58,7 +58,7 @@ class Output:
         return open(self._node, "ab")
 
     def follow(self) -> None:
-        """Show what rank 0 has printed since the last call, if rank 0 belongs to this launcher."""
+        """Show what rank 0 has printed since the last call, if this launcher started rank 0."""
         if self._followed is None and self._first and self._first.exists():
             self._followed = open(rank_log(self._logs, 0), "rb")  # noqa: SIM115 - followed until the end
             self._followed.seek(int(self._first.read_text()))
@@ -71,7 +71,9 @@ class Output:
         _show(text[: max(0, failed[0] - begins)] if failed else text)
 
     def explain(self, gone: Mapping[str, Sequence[int]] | None = None, one_host: bool = False) -> str:
-        """Explain why the workers failed: name the rank that failed first, with the end of its log. Empty if unknown.
+        """Explain why the workers failed: name the rank that failed first, and show the end of its log.
+
+        If that rank is unknown, show the end of each node's log instead.
 
         Args:
             gone: host -> ranks, in the order in which they may have exited. Needed for DeepSpeed's launcher, which does
@@ -102,8 +104,8 @@ class Output:
     def _lost_by(self, rank: int, reported: Sequence[int], gone: Mapping[str, Sequence[int]] | None) -> int | None:
         """Return the rank whose exit brought down ``rank``, or None if ``rank`` failed on its own.
 
-        Only a rank on this host that exited without reporting an error can be the cause. If ranks exit within a second
-        of each other, the exit order inferred for DeepSpeed's launcher may be wrong.
+        Only a rank on this host that exited without reporting an error can be the cause. With DeepSpeed's launcher, the
+        exit order of ranks that exit within a second of each other may be wrong.
         """
         silent = [other for other in (gone or {}).get(node_name(), []) if other not in reported]
         if silent and _PEER_IS_GONE.search(_since_header(rank_log(self._logs, rank))):
@@ -122,7 +124,7 @@ class Output:
         return [note for note in failures(self._logs) if self._is_new(failure_note(self._logs, note["rank"]))]
 
     def _node_logs(self) -> dict[str, str]:
-        """Return each node's log of this start, by node name."""
+        """Return the log that each node's agent has written since this start, by node name."""
         files = [file for file in self._logs.glob("node-*.txt") if self._is_new(file, self._apart)]
         return {file.stem.removeprefix("node-"): _since_header(file) for file in files}
 
@@ -146,7 +148,10 @@ class _Killed(NamedTuple):
 
 
 def _killed(log: str, node: str, silent: Mapping[str, Sequence[int]]) -> _Killed | None:
-    """Return the rank that a node's agent reports as killed. ``silent`` maps hosts to ranks that reported no error."""
+    """Return the rank that a node's agent reports as killed, or None. There may be several candidates for it.
+
+    ``silent`` maps each host to its ranks that reported no error.
+    """
     if (match := _ROOT_CAUSE.search(log)) and int(match[2]) < 0:
         return _Killed([int(match[1])], signal.Signals(-int(match[2])).name, node)
     for host, number in _DEEPSPEED_SIGNAL.findall(log):

@@ -1,4 +1,4 @@
-"""The plan for what a launcher runs on this node: a command line, and environment variables for its processes."""
+"""The plan for starting processes on this node: a command line, and environment variables for the processes."""
 
 import os
 import random
@@ -32,7 +32,7 @@ class Plan:
     hosts: tuple[str, ...] = ()
 
     def ranks_of_hosts(self) -> dict[str, list[int]]:
-        """Return a map from host to ranks, as DeepSpeed's launcher numbers them."""
+        """Return a map from each host to its ranks, as DeepSpeed's launcher numbers them."""
         count = self.workers // len(self.hosts)
         return {host: [*range(index * count, (index + 1) * count)] for index, host in enumerate(self.hosts)}
 
@@ -66,15 +66,15 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
 
 
 def _cores() -> int:
-    """Return the number of cores that this process may use. On macOS, where it is unknown, return all cores."""
+    """Return the number of cores that this process may use. On macOS, where this is unknown, count all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:
     """Return a free port on this host.
 
-    The port is below 32,768, where Linux's ephemeral range starts, so that it is likely to stay free until a rank binds
-    it.
+    The port is below 32,768, where Linux's range of ephemeral ports starts. So it is likely to stay free until a rank
+    binds it.
 
     Raises:
         RequestError: there is no free port.

@@ -21,7 +21,7 @@ _TOLERANCE = 1.1
 
 
 def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = True) -> list[str]:
-    """Run all checks and return warnings, one line each. ``here`` says whether the run will use this node.
+    """Run all checks and return warnings, one line each. ``here`` is whether the run will use this node.
 
     Raises:
         RequestError: the run would fail.
@@ -81,7 +81,7 @@ def check_gpus(recipe: Recipe) -> None:
 
 
 def visible_gpus() -> int:
-    """Return the number of GPUs that processes started here may use. 0 if there is no driver."""
+    """Return the number of GPUs that child processes may use. Returns 0 if there is no driver."""
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
@@ -93,7 +93,7 @@ def visible_gpus() -> int:
 
 
 def check_memory(recipe: Recipe) -> list[str]:
-    """Return a warning if the estimated memory exceeds a process's limit, with advice on which settings would fit.
+    """Return a warning if the estimated memory exceeds a process's limit. The warning recommends settings that fit.
 
     Raises:
         RequestError: the device is a GPU whose memory is known, and the estimate exceeds it by more than the tolerance.
@@ -138,7 +138,7 @@ def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Raise ``RequestError`` if the folder that a key names cannot be created or written to."""
+    """Raise ``RequestError`` if ``folder``, the value of a recipe key, cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -148,7 +148,7 @@ def check_writable(key: str, folder: Path) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """Return the folder, or its nearest parent that exists."""
+    """Return the folder if it exists, or otherwise its nearest existing parent."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 

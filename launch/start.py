@@ -33,7 +33,9 @@ IN_ALLOCATION = "MILLRACE_ALLOCATION"
 def plan(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """Return the plan for what launch.kind starts on this node. ``more`` holds extra environment variables for workers.
+    """Return the plan for starting workers on this node, according to launch.kind.
+
+    ``more`` holds additional environment variables for the workers.
 
     Raises:
         RequestError: the kind starts nothing on this node, or something it needs is missing.
@@ -53,7 +55,7 @@ def check_verb(recipe: Recipe, verb: str, recipe_path: str) -> None:
 
 
 def launched(layout: RunLayout, verb: str) -> str:
-    """Describe what the launch lock's holder is doing, for other processes' error messages."""
+    """Describe what the holder of the launch lock is doing, for error messages of other processes."""
     return f"{layout.run}: {verb} is being launched"
 
 
@@ -114,7 +116,7 @@ def _supervise(
 def why_failed(
     recipe: Recipe, output: Output, nodes: Sequence[str] = (), gone: Mapping[str, Sequence[int]] | None = None
 ) -> str:
-    """Explain a failure beyond rank 0's output, which was already shown.
+    """Explain a failure, without repeating the output of rank 0 that was already shown.
 
     Args:
         recipe: the recipe.
@@ -138,7 +140,7 @@ def why_failed(
 
 
 def _memory_advice(recipe: Recipe) -> str:
-    """Say what to change if the kernel killed a rank because memory ran out."""
+    """Return advice for the case that the kernel killed a rank because memory ran out."""
     device = device_of(recipe)
     if device.kind != "cuda":
         return f"if memory ran out: {relief(recipe, device.bytes, device.kind)}"

@@ -1,4 +1,4 @@
-"""Supervises workers: forwards signals, shows output, kills all if one dies, and reports the outcome."""
+"""Supervises workers: forwards signals, shows their output, kills all workers if one dies, and reports the outcome."""
 
 import contextlib
 import ctypes
@@ -49,9 +49,9 @@ class Ended:
 def supervise(planner: Planner, logs: Path, shared: Path | None, grace_seconds: int) -> Ended:
     """Run a plan until all processes have exited.
 
-    Signals are forwarded to the workers, not to their agent. The workers save, write their status to a file and exit
-    with 0, so that the agent does not report a failure. Until all workers handle signals, there is nothing to save, so
-    a signal kills all of them at once. Workers that do not exit within the grace period are killed.
+    Signals are forwarded to the workers, not to their agent. The workers save a checkpoint, write their status to a
+    file and exit with status 0, so that the agent does not report a failure. Until all workers handle signals, there is
+    nothing to save, so a signal kills all of them at once. Workers that do not exit within the grace period are killed.
 
     Args:
         planner: makes the plan.
@@ -104,7 +104,7 @@ def _status_folder(shared: Path | None) -> Iterator[Path]:
 
 
 def _terminal() -> dict[str, str]:
-    """Return environment variables that tell workers that a terminal shows their output, and its width."""
+    """If a terminal shows the workers' output, return environment variables that say so and give its width."""
     if not sys.stdout.isatty():
         return {}
     return {TERMINAL: "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
@@ -122,7 +122,7 @@ class _Watched:
         self.ended_early = False
 
     def run(self, log: IO[bytes], follow: Callable[[], None]) -> int:
-        """Start the agent and wait for it. Keeps track of its workers, because they would outlive a killed agent."""
+        """Start the agent and wait for it. Track its workers, because they would outlive a killed agent."""
         if self.ended_early:
             return command.STOPPED
         environment = {**os.environ, **self._plan.environment}
@@ -201,7 +201,7 @@ def _workers_of(pid: int) -> list[psutil.Process]:
 
 
 def _rank_of(worker: psutil.Process) -> int | None:
-    """Return a worker's rank. None if it has none, or none yet, for example between fork and exec."""
+    """Return a worker's rank, or None if its rank is not set, or not yet (for example, between fork and exec)."""
     try:
         rank = worker.environ().get("RANK")
     except psutil.Error:

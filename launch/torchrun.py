@@ -24,7 +24,7 @@ _GRACE_OF_TORCHRUN = 30
 def torchrun(
     recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], more: Mapping[str, str] | None = None
 ) -> Plan:
-    """Return the plan that starts this node's workers. They rendezvous on a free port, or at launch.rendezvous.
+    """Return the plan that starts this node's workers. They rendezvous at launch.rendezvous, if set, or on a free port.
 
     ``more`` holds additional environment variables for the workers.
     """
@@ -51,9 +51,9 @@ def torchrun(
 
 
 def _local_address(rendezvous: str) -> list[str]:
-    """If this host's name does not resolve, return an option with its address on the route to the rendezvous.
+    """If this host's name does not resolve, return an option with the address from which it reaches the rendezvous.
 
-    ``rendezvous`` is HOST:PORT. With a name that does not resolve, the other ranks would look for this host forever.
+    ``rendezvous`` is HOST:PORT. Given a name that does not resolve, the other ranks would look for this host forever.
     """
     with contextlib.suppress(OSError):
         socket.getaddrinfo(socket.gethostname(), None)
@@ -68,7 +68,7 @@ def _local_address(rendezvous: str) -> list[str]:
 
 
 def check_port(recipe: Recipe) -> None:
-    """Raise ``RequestError`` if launch.rendezvous names an unknown host, or a port of this host that is in use.
+    """Raise ``RequestError`` if launch.rendezvous names an unknown host, or a port on this host that is already in use.
 
     If another program used the port, torchrun would mistake it for the rendezvous and wait for an answer.
     """
@@ -106,7 +106,7 @@ def _shutdown_timeout(seconds: int) -> list[str]:
 
 
 def _knows(option: str) -> bool:
-    """Return whether the installed torchrun has an option. Searches its source to avoid importing torch."""
+    """Return whether the installed torchrun has an option. The source is searched, to avoid importing torch."""
     spec = find_spec("torch")
     sources = (Path(folder, "distributed/run.py") for folder in (spec and spec.submodule_search_locations) or [])
     return any(option in source.read_text(encoding="utf-8") for source in sources if source.is_file())

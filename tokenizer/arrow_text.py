@@ -41,7 +41,7 @@ def joined(parts: list[Encoded]) -> Encoded:
 
 
 def encode_lists(texts: Any, encode: Callable[[list[str]], list[list[int]]], end: int | None) -> Encoded:
-    """Encode a column through Python lists, in batches. The id ``end``, unless None, is appended to each text."""
+    """Encode a column by converting batches to Python lists. If ``end`` is not None, append it to each text's ids."""
     parts: list[Encoded] = []
     tail = [] if end is None else [end]
     for chunk in chunks(texts):

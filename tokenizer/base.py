@@ -73,7 +73,7 @@ class Tokenizer(ABC):
         """Return the vocabulary's entry for an id."""
 
     def label(self, token: int) -> str:
-        """Return ``piece`` with visible spaces and control characters, for tables and figures."""
+        """Return ``piece`` with spaces and control characters made visible, for tables and figures."""
         visible = self.piece(token).replace(" ", "␣").replace("▁", "␣")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in visible) or "''"
 
@@ -87,7 +87,7 @@ class Tokenizer(ABC):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids at which a completion ends."""
+        """Ids that end a completion."""
         return frozenset({self.end_of_text_id, *([self.end_of_turn_id] if self.has_chat_tokens else [])})
 
     @property

@@ -71,7 +71,7 @@ class BpeTokenizer(Tokenizer):
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
         """See ``Tokenizer.encode_column``. The ids of words are cached across calls.
 
-        Without a C compiler, there is no cache, and SentencePiece encodes everything. The result is the same.
+        Without a C compiler, there is no cache. SentencePiece then encodes every text, and the result is the same.
         """
         self.prepare()
         closing = self.end_of_text_id if end else None
@@ -92,7 +92,7 @@ class BpeTokenizer(Tokenizer):
         return "".join([*parts, self._pieces.DecodeIds(run) if run else ""])
 
     def piece(self, token: int) -> str:
-        """Return the vocabulary's entry for an id. Spaces are U+2581, and bytes are <0x..>."""
+        """Return the vocabulary's entry for an id. A space is shown as U+2581, and a byte as <0x..>."""
         return str(self._pieces.IdToPiece(token))
 
     def is_reserved(self, token: int) -> bool:
@@ -102,7 +102,7 @@ class BpeTokenizer(Tokenizer):
         return bool(self._pieces.IsByte(token))
 
     def merges(self) -> list[tuple[str, str]]:
-        """Return the merges as pairs of pieces, sorted by priority (the merged piece's score), highest first."""
+        """Return the merges as pairs of pieces, highest priority first. The priority is the merged piece's score."""
         scores = {
             self.piece(token): float(self._pieces.GetScore(token))
             for token in range(self._first_text_id, self.vocab_size)

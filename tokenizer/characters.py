@@ -24,8 +24,8 @@ _ROWS = 1024
 class CharacterTokenizer(Tokenizer):
     """A tokenizer with one id per character.
 
-    ``decode(encode(text))`` returns text unchanged if all its characters are known. A character that does not occur in
-    any document becomes ``<unk>``. Lone surrogates, which UTF-8 cannot encode, first become U+FFFD.
+    ``decode(encode(text))`` returns the text unchanged if all its characters are in the vocabulary. Any other character
+    becomes ``<unk>``. Lone surrogates, which UTF-8 cannot encode, first become U+FFFD.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -76,7 +76,7 @@ class CharacterTokenizer(Tokenizer):
         return "".join(self._pieces[token] for token in checked if show_special or not self.is_reserved(token))
 
     def piece(self, token: int) -> str:
-        """Return the character itself, even if it is a space or a line break, or a reserved token's name."""
+        """Return the character with this id, even if it is a space or a line break, or the reserved token's name."""
         return self._pieces[token]
 
     def is_reserved(self, token: int) -> bool:
@@ -89,8 +89,8 @@ class CharacterTokenizer(Tokenizer):
 def fit(folder: Path, recipe: Recipe) -> bytes:
     """Build a tokenizer for the documents artefact, and return its file's content.
 
-    All documents are read, one batch at a time, so every character in the documents, and in targets that are encoded,
-    gets an id. The result does not depend on the order of the documents.
+    All documents are read, one batch at a time. So every character in the documents, and in the targets if they are
+    encoded, gets an id. The result does not depend on the order of the documents.
 
     Raises:
         RequestError: a shard is damaged, or there are more characters than ``tokenizer.vocab_size`` has room for.

@@ -33,7 +33,7 @@ def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple
 
 
 def prompt(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of a conversation for the assistant to continue. They end with ``<|assistant|>``.
+    """Return the ids of a conversation that the assistant will continue. They end with ``<|assistant|>``.
 
     Raises:
         RequestError: for the same reasons as in ``render``.

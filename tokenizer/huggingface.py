@@ -21,7 +21,7 @@ _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 class HuggingFaceTokenizer(Tokenizer):
     """A ``tokenizers.Tokenizer``. If a special token's name occurs in a text, it is encoded as ordinary text.
 
-    It has no chat tokens. Whether it is lossless depends on its model. GPT-2's byte-level BPE is lossless.
+    The tokenizer has no chat tokens. Whether it is lossless depends on its model. GPT-2's byte-level BPE is lossless.
     """
 
     has_chat_tokens = False
@@ -82,7 +82,7 @@ class HuggingFaceTokenizer(Tokenizer):
         )
 
     def _byte_ids(self) -> frozenset[int]:
-        """Return the ids of single bytes, for a byte-level vocabulary or one with byte fallback."""
+        """Return the ids of single bytes if the vocabulary is byte-level or has byte fallback, or else an empty set."""
         from tokenizers.pre_tokenizers import ByteLevel
 
         for names in ([f"<0x{byte:02X}>" for byte in range(256)], ByteLevel.alphabet()):

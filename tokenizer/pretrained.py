@@ -1,4 +1,4 @@
-"""Publish a pretrained tokenizer, in Hugging Face's format or from another run, as this run's tokenizer."""
+"""Publish a pretrained tokenizer as this run's tokenizer. It is in Hugging Face's format or from another run."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tokenizer.training_sample import MEASURED_BYTES, measured, sample
 
 
 def check(recipe: Recipe) -> None:
-    """Run the checks of ``copy`` early, before the documents are built, unless the tokenizer is already published.
+    """Run the same checks as ``copy``, but before the documents are built. Does nothing if the tokenizer is published.
 
     Raises:
         RequestError: there is no such tokenizer, or it has more ids than the model's vocabulary.
@@ -31,7 +31,7 @@ def check(recipe: Recipe) -> None:
 def copy(recipe: Recipe) -> Manifest | None:
     """Copy the tokenizer at ``tokenizer.path`` and publish it. Returns None if it is already up to date.
 
-    A local tokenizer is identified by its content, and a tokenizer on the hub by its name. So checking a finished
+    A local tokenizer is identified by its content, and a tokenizer on the Hub by its name. So checking a finished
     artefact does not need the network.
 
     Raises:
@@ -74,7 +74,7 @@ def _inputs(recipe: Recipe, path: str) -> dict[str, str]:
 
 
 def _of_run(path: str) -> Path:
-    """Return the tokenizer folder inside a run or data folder, or the folder itself if there is none."""
+    """Return the ``tokenizer`` folder in a run's folder or a data folder, or the folder itself if it has none."""
     folder = Path(path).expanduser()
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
 
@@ -103,7 +103,7 @@ _END_OF_TEXT = "<|endoftext|>"
 
 
 def is_local(path: str) -> bool:
-    """Return whether a path is a local file or folder. Otherwise it is a repository on the hub."""
+    """Return whether a path refers to a local file or folder rather than to a repository on the Hub."""
     looks_local = path.startswith((".", "/", "~")) or path.endswith(".json") or path.count("/") > 1
     return looks_local or Path(path).exists()
 
@@ -149,7 +149,7 @@ def read(paths: list[Path], path: str) -> tuple[HuggingFaceTokenizer, dict[str, 
 
 
 def _converted(gpt2: dict[str, Path]) -> str:
-    """Convert GPT-2's files to ``tokenizer.json``, with its byte-level pre-tokenizer and without a prefix space."""
+    """Convert GPT-2's files to ``tokenizer.json``, with GPT-2's byte-level pre-tokenizer and no prefix space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     vocabulary, merges = (str(gpt2[name]) for name in _GPT2_NAMES)

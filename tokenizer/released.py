@@ -1,7 +1,7 @@
 """Conversion of Millrace's tokenizers to Hugging Face's format: ``tokenizer.json`` and ``tokenizer_config.json``.
 
 The converted tokenizer gives the same ids, with one exception. If a reserved token's name occurs in a text,
-transformers encodes it as that token, as chat templates need, whereas Millrace encodes it as ordinary text.
+transformers encodes it as that token, which chat templates require, whereas Millrace encodes it as ordinary text.
 """
 
 import json

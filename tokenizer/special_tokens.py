@@ -1,8 +1,8 @@
 """The reserved tokens, and the label for positions without a loss.
 
 If a document contains a reserved token's name, the name is encoded as ordinary text, because reserved tokens are
-control symbols in SentencePiece. So encoding never yields a reserved id. The only exception is the unknown token, which
-stands for characters without an id.
+control symbols in SentencePiece. So encoding never produces a reserved id. The only exception is the unknown token,
+which stands for characters without an id.
 """
 
 from configs.schema.tokenizer import RESERVED_TOKENS

@@ -101,7 +101,10 @@ def outcome(published: Manifest | None, recipe: Recipe) -> str:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Split a text into chunks of at most ``_CHUNK_BYTES``. Only the trainer's reserved character is lost."""
+    """Split a text into chunks of at most ``_CHUNK_BYTES``, preferably at newlines.
+
+    Newlines between chunks are dropped. The character that the trainer reserves becomes a space.
+    """
     lines: list[str] = []
     size = 0
     for line in text.replace(_RESERVED_CHARACTER, " ").split("\n"):
@@ -119,7 +122,7 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def _fit(chunks: list[str], recipe: Recipe) -> bytes:
-    """Run the trainer and return the model. The log is not printed, but it is checked for skipped texts."""
+    """Run the trainer and return the model. Its log is not printed, but is checked for skipped texts."""
     import sentencepiece
 
     settings: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The seeded sample of documents that a tokenizer is trained on. Only the sample is held in memory."""
+"""The seeded sample of documents used to train a tokenizer. Only the sample is held in memory."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def sample(folder: Path, budget: int, seed: int, targets: bool = False) -> list[
 
 
 def measured(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Return the counts for the manifest: the sample's size, and bytes per token, measured on its beginning."""
+    """Return the counts for the manifest: the sample's size, and bytes per token, measured at its start."""
     sizes = [len(text.encode()) for text in texts]
     count = size = 0
     while count < len(texts) and size < MEASURED_BYTES:

@@ -1,10 +1,10 @@
-"""A word cache for a SentencePiece BPE. Each distinct word is encoded only once, and the ids stay identical.
+"""A word cache for a SentencePiece BPE. It encodes each distinct word only once, without changing the ids.
 
 BPE only creates pieces that are in its vocabulary. If no piece contains a character of kind A followed by a character
 of kind B (such as a letter before a space), then no merge crosses a boundary between two such characters. So a text can
-be split into words at these boundaries, and its ids are the ids of its words. The kinds that may follow each other are
-computed from the vocabulary, so this is correct for any vocabulary. ``word_cache.c`` looks up the words, and
-SentencePiece encodes the words that are not in the cache.
+be split into words at these boundaries, and its ids are the concatenated ids of its words. The kinds that may follow
+each other are computed from the vocabulary, so the method is correct for any vocabulary. ``word_cache.c`` looks up the
+words, and SentencePiece encodes the words that are not in the cache.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ _PROBE = "  \ufb01\u2460\t\u00a0x  \n\n \uff21\u0130 "
 
 
 class WordCache:
-    """A cache of words' ids for a SentencePiece model. Only one thread may use it at a time."""
+    """A cache of words' ids for a SentencePiece model. A lock lets only one thread use it at a time."""
 
     def __init__(self, library: ctypes.CDLL, pieces: Any, joins: bytes, mark: list[int], limit: int = LIMIT) -> None:
         """Create an empty cache. Use ``of``, which checks the requirements first.
@@ -59,7 +59,7 @@ class WordCache:
 
     @classmethod
     def of(cls, pieces: Any, mark: list[int]) -> "WordCache | None":
-        """Create a model's cache, or return None if the vocabulary prevents it or the C code cannot be compiled."""
+        """Create a model's cache. Returns None if the model cannot have a cache or the C code cannot be compiled."""
         joins = word_joins(pieces)
         library = None if joins is None else c_library.library(_SOURCE)
         if joins is None or library is None:
@@ -118,7 +118,7 @@ class WordCache:
         return ids, lengths.astype(np.int32)
 
     def _encode_words(self, wanted: bytes) -> NDArray[np.int32]:
-        """Encode words, each followed by a newline. In the result, the newline's id follows each word's ids."""
+        """Encode words, each followed by a newline. The result has each word's ids, followed by the newline's id."""
         lines: list[str] = []
         start = 0
         while start < len(wanted):
@@ -132,8 +132,8 @@ class WordCache:
 def word_joins(pieces: Any) -> bytes | None:
     """Return, for each kind of character, a bit mask of the kinds that follow it in any piece of the vocabulary.
 
-    Returns None if words cannot be encoded one by one. This is the case if the newline, which separates the words, is
-    not a piece of its own or is part of another piece, or if the model normalizes the text before encoding it.
+    Returns None if words cannot be encoded one by one. There are two possible reasons. The model normalizes text
+    before encoding it, or the newline, which separates the words, is not a piece of its own or is part of another one.
     """
     newline = pieces.PieceToId("\n")
     if pieces.EncodeAsIds("\n") != [newline] or pieces.DecodeIds(pieces.EncodeAsIds(_PROBE)) != _PROBE:
@@ -153,7 +153,7 @@ def word_joins(pieces: Any) -> bytes | None:
 
 
 def _kind(character: str) -> int:
-    """Return the kind of a character in a piece, in which U+2581 stands for a space."""
+    """Return the kind of a character in a piece. In pieces, U+2581 stands for a space."""
     if character in " \u2581":
         return _SPACE
     if character == "\n":

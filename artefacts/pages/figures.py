@@ -1,4 +1,4 @@
-"""Figure style, and rendering as PNG or as inline SVG in the page's text color."""
+"""The style of figures, and functions that render them as PNG or as inline SVG in the page's text color."""
 
 import io
 import re
@@ -36,8 +36,8 @@ _COMMON = {
 def inline_svg(draw: Callable[[], Figure], label: str) -> str:
     """Render the figure that ``draw`` returns as an ``<svg>`` element without external references.
 
-    ``label`` is the alternative text. The element's IDs are derived from it, so figures with different labels do not
-    share clip paths.
+    ``label`` is the alternative text. The IDs within the SVG are derived from the label, so figures with different
+    labels do not share clip paths.
     """
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     style = dict.fromkeys((*inks, "grid.color"), _INK) | {"svg.hashsalt": label}

@@ -12,7 +12,7 @@ def integer(value: float) -> str:
 
 
 def compact(value: float, unit: str = "") -> str:
-    """Format with three digits: 4.47 M or 1.20 B (billion) for a count, 14.0 MB or 98.0 GFLOP/s with a unit."""
+    """Format a number with three digits: 4.47 M or 1.20 B (billion) for counts, 14.0 MB or 98.0 GFLOP/s with a unit."""
     prefixes = _PREFIXES if unit else _THOUSANDS
     step = 0
     while abs(value) >= 999.5 and step < len(prefixes) - 1:
@@ -31,10 +31,10 @@ def duration(seconds: float) -> str:
 
 
 def share(part: float, total: float) -> str:
-    """Format a fraction as a percentage: 12.3 %. A dash if the total is 0."""
+    """Format a fraction as a percentage: 12.3 %. Returns a dash if the total is 0."""
     return f"{100 * part / total:.1f} %" if total else "–"
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
-    """Format a number with decimals: 2.346. A dash for None, NaN and infinity."""
+    """Format a number with decimals: 2.346. Returns a dash for None, NaN and infinity."""
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"

@@ -4,7 +4,7 @@ Duplicates are found by a map-shuffle-reduce over files. ``ingest`` writes the k
 ``dedup`` compares each bucket across all parts, and ``verdicts`` decides which documents to keep.
 
 A job starts when all tasks of the previous job have succeeded. Any task may be stopped and requeued, because a stage
-continues from the files that already exist.
+keeps the files that already exist and continues from there.
 """
 
 import os
@@ -27,7 +27,7 @@ from launch.slurm.sbatch import Job, as_shell, check_installed, resources, still
 
 
 class Step(NamedTuple):
-    """A job in the chain: its name, whether several tasks share it, and its commands as (package, verb)."""
+    """A job in the chain: its name, whether several tasks share its work, and its commands as (package, verb) pairs."""
 
     name: str
     shared: bool
@@ -47,9 +47,10 @@ _STEPS = (
 
 
 def steps(recipe: Recipe) -> tuple[Step, ...]:
-    """Return the jobs for a recipe, in order. The last job also packs, if the recipe uses packing, and verifies.
+    """Return the jobs for a recipe, in order.
 
-    For a model that is trained on examples, the jobs build examples instead of token shards.
+    The last job also packs the data (if the recipe uses packing) and verifies the result. For a model that is trained
+    on examples, the jobs build examples instead of token shards.
     """
     *before, last = _STEPS
     if recipe.task != "language_modeling":
@@ -116,7 +117,7 @@ def _options(recipe: Recipe, step: Step) -> tuple[str, ...]:
 
 
 def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
-    """Return the job's shell script. It runs in the folder it is submitted from, so that relative paths work."""
+    """Return the job's shell script. The job runs in the folder where it was submitted, so that relative paths work."""
     path = worker_environment(recipe)["PYTHONPATH"]
     lines = ["#!/bin/bash", "set -euo pipefail", f"cd -- {shlex.quote(str(Path.cwd()))}"]
     lines += [f"export PYTHONPATH={shlex.quote(path)}"]
@@ -130,7 +131,7 @@ def _script(recipe: Recipe, step: Step, arguments: list[str]) -> str:
 
 @contextmanager
 def _removed_on_failure(*folders: Path) -> Iterator[None]:
-    """On failure, remove any of the folders and their parents that did not exist before and are empty."""
+    """On failure, remove the folders and their parents, except those that existed before or are not empty."""
     missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -150,7 +151,7 @@ def _check_none_queued(submitted: Path) -> None:
 
 
 def _check_sources(recipe: Recipe, recipe_path: str, overrides: list[str]) -> None:
-    """Read and clean the first document of every source, as the jobs will do, without writing anything."""
+    """Check that the jobs will be able to read and clean the first document of every source. Nothing is written."""
     argv = [sys.executable, "-m", "pipeline", "ingest", "--limit", "1", "--recipe", recipe_path, *overrides]
     environment = {**os.environ, "PYTHONPATH": worker_environment(recipe)["PYTHONPATH"]}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)

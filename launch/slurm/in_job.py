@@ -1,7 +1,7 @@
 """The first node's role in a SLURM job: start the launcher on every node, then decide whether to requeue the job.
 
-A job is requeued if it was interrupted with everything saved, or if it failed after making progress. It then resumes on
-as many of its nodes as the recipe can use.
+A job is requeued if it was interrupted and saved a checkpoint, or if it failed after making progress. It then resumes
+on as many of its nodes as the recipe can use.
 """
 
 import os
@@ -130,8 +130,8 @@ def newest_step(run: TrainingRun) -> int:
 def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:
     """Run srun. Returns its exit status, and whether this process received SIGTERM.
 
-    SLURM signals the launchers itself, and signals to this process are forwarded to srun. This process receives SIGTERM
-    when the job is canceled, but not when it is preempted or requeued from outside.
+    SLURM sends its signals to the launchers directly. Signals to this process are forwarded to srun. This process
+    receives SIGTERM when the job is canceled, but not when SLURM or a user preempts or requeues the job.
     """
     terminated = False
     process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL)
@@ -151,7 +151,10 @@ def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:
 
 
 def _requeue(recipe: Recipe, verb: str, status: int, progressed: bool) -> int:
-    """Requeue the job, or let the next job of its array run, unless that is pointless. Returns the exit status."""
+    """Requeue the job, or let the next job in its array run, if it was interrupted or failed after making progress.
+
+    Returns the exit status.
+    """
     job, train = os.environ["SLURM_JOB_ID"], recipe.launch.slurm.train
     continues = status == command.STOPPED or (status == command.FAILED and progressed)
     if "SLURM_ARRAY_JOB_ID" in os.environ:
@@ -176,7 +179,7 @@ def _requeue(recipe: Recipe, verb: str, status: int, progressed: bool) -> int:
 
 
 def _end_array(verb: str) -> None:
-    """Cancel the pending jobs of this job's array, if it is part of one."""
+    """If this job belongs to a job array, cancel the array's pending jobs."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         _print_error(f"{verb}: the pending jobs of the array are canceled")
         subprocess.run(["scancel", "--state=PENDING", os.environ["SLURM_ARRAY_JOB_ID"]], check=False)

@@ -67,7 +67,7 @@ def check_installed() -> None:
 
 
 def still_queued(ids: Sequence[str]) -> list[str]:
-    """Return the jobs among ``ids`` that are pending or running."""
+    """Return the IDs of the jobs in ``ids`` that are pending or running."""
     if not ids:
         return []
     argv = ["squeue", "--noheader", "--format=%F", f"--jobs={','.join(ids)}"]
@@ -76,7 +76,7 @@ def still_queued(ids: Sequence[str]) -> list[str]:
 
 
 def submit_chain(jobs: Sequence[Job]) -> list[str]:
-    """Submit jobs, each of which starts once the previous one succeeds. Prints a line per job, and returns the job ids.
+    """Submit jobs that each start once the previous job has succeeded. Prints a line per job, and returns the job IDs.
 
     Raises:
         RequestError: sbatch refused a job; the jobs before it are canceled.
@@ -124,7 +124,7 @@ def _submit(job: Job, after: str | None) -> str:
 
 
 def _explained(stderr: str, keys: Mapping[str, str]) -> str:
-    """Return sbatch's message in one line, with the recipe key that causes it, if known."""
+    """Return sbatch's error message in one line, with the recipe key that caused the error, if known."""
     words = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in stderr.splitlines()]
     message = "; ".join(word for word in words if word) or "it gave no reason"
     key = next((key for pattern, key in _BLAMED if re.search(pattern, message, re.IGNORECASE)), None)
@@ -133,7 +133,7 @@ def _explained(stderr: str, keys: Mapping[str, str]) -> str:
 
 
 def _cancel(ids: list[str]) -> str:
-    """Cancel the submitted jobs, and return a message about it."""
+    """Cancel the submitted jobs. Returns text for an error message, which says whether they were canceled."""
     if not ids:
         return ""
     listed = ", ".join(ids)

@@ -1,4 +1,4 @@
-"""Pretraining or fine-tuning as a SLURM job: building and submitting a recipe's sbatch script."""
+"""Pretraining or fine-tuning as a SLURM job. This module builds and submits a recipe's sbatch script."""
 
 import hashlib
 import os
@@ -58,7 +58,7 @@ def check_least_nodes(recipe: Recipe, recipe_path: str, overrides: list[str]) ->
 
 
 def _submitted(layout: RunLayout, verb: str) -> Path:
-    """Return the path of the file that holds the last job's id."""
+    """Return the path of the file with the ID of the last job that was submitted."""
     return layout.run / f".{verb}-job"
 
 
@@ -121,7 +121,7 @@ def _options(recipe: Recipe, verb: str) -> tuple[str, ...]:
 
 
 def _script(recipe: Recipe, verb: str, arguments: list[str]) -> str:
-    """Return the job's shell script. It runs in the folder it is submitted from, so that relative paths work."""
+    """Return the job's shell script. The job runs in the folder where it was submitted, so that relative paths work."""
     train = recipe.launch.slurm.train
     lines = ["#!/bin/bash", "set -euo pipefail", f"cd -- {shlex.quote(str(Path.cwd()))}"]
     lines += [f"export PYTHONPATH={shlex.quote(worker_environment(recipe)['PYTHONPATH'])}"]
@@ -152,5 +152,5 @@ def _script(recipe: Recipe, verb: str, arguments: list[str]) -> str:
 
 
 def _base_python() -> str:
-    """Return the interpreter that this virtual environment was created with."""
+    """Return the Python interpreter with which this virtual environment was created."""
     return os.path.realpath(sys.executable)

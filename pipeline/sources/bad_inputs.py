@@ -36,7 +36,7 @@ class NoneGoodError(BaseException):
 
 @dataclass
 class BadInputs:
-    """Counts from reading a source or one of its parts.
+    """Counts of good and unreadable inputs in a source or in one of its parts.
 
     Attributes:
         good: number of inputs that were read. An input is a record or a file, depending on the source.
@@ -72,7 +72,7 @@ class BadInputs:
             raise NoneGoodError
 
     def merge(self, other: dict[str, Any]) -> None:
-        """Add the counts that ``dump`` returned for another part of the same source."""
+        """Add the counts from another part of the same source. ``other`` is the result of ``dump``."""
         self.good += other["good"]
         self.bytes += other["bytes"]
         self.lost_bytes += other["lost_bytes"]
@@ -95,7 +95,7 @@ class BadInputs:
         return "; ".join(self.examples[reason][:_SHOWN])
 
     def _hints_for(self, key: str) -> str:
-        """Return the hints for these inputs, starting with the most frequent reason."""
+        """Return hints on how to fix the unreadable inputs, starting with the most frequent reason."""
         reasons = [reason for reason, _ in self.reasons.most_common()]
         hints = [hint for reason in reasons for begin, hint in self.hints.items() if reason.startswith(begin)]
         hints = [hint.replace("{key}", key) for hint in dict.fromkeys(hints)]
@@ -103,7 +103,7 @@ class BadInputs:
         return ", or ".join([*hints, *(["raise data.max_bad_fraction"] if self.good else [])])
 
     def check(self, limit: float, name: str, key: str = "data.source") -> None:
-        """Check that not too many inputs were unreadable, and print a line for each reason.
+        """Check that the number of unreadable inputs is acceptable, and print a line for each reason.
 
         Args:
             limit: maximum fraction of unreadable inputs, and of lost bytes (``data.max_bad_fraction``).
@@ -131,7 +131,7 @@ class BadInputs:
             print(f"{spelled(name)}: skipped {count:,} of {total:,} inputs: {reason} ({self._shown(reason)})")
 
     def _above(self, limit: float, bad: float, lost: float) -> str:
-        """Describe the fractions that exceed the limit, or return "" if no input is good, as no limit would help."""
+        """Describe the fractions that exceed the limit, or return "" if no input is good, since no limit would help."""
         if not self.good:
             return ""
         fractions = [(f"{100 * bad:.3g} % of the inputs", bad), (f"about {100 * lost:.3g} % of the bytes", lost)]

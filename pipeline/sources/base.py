@@ -20,9 +20,9 @@ class Part(NamedTuple):
 
     Attributes:
         size: number of the source's stored bytes that the part covers. Progress is measured in these bytes.
-        where: location information for the source's ``read``. A part of a solid archive carries the content itself,
-            because such an archive can only be read from the start.
-        carried: approximate size in bytes of the content that the part carries.
+        where: the location from which ``read`` gets the content. For a part of a solid archive, it is the content
+            itself, because such an archive can only be read from the start.
+        carried: approximate size in bytes of the content that the part itself contains.
     """
 
     size: int
@@ -35,7 +35,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the source in messages."""
+        """Name of the source, for messages."""
 
     @property
     def warning(self) -> str | None:
@@ -43,21 +43,21 @@ class Source(Protocol):
 
     @property
     def partition_scheme(self) -> str:
-        """Description of how the source is divided into parts. Parts are reused only if this is unchanged."""
+        """Description of how the source is divided into parts. If it changes, existing parts are not reused."""
 
     def inputs(self) -> dict[str, str | dict[str, File]]:
-        """Return a map from names to files to read, or to a string that identifies the content.
+        """Return a map from each input's name to its files, or to a string that identifies its content.
 
-        If the files or the string change, the documents become stale.
+        If any of the files or strings change, the documents become stale.
         """
 
     def size(self, workers: int) -> int | None:
         """Return the total stored size of all parts in bytes, or None if it is unknown before reading."""
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part. The order does not depend on ``workers``, the number of processes for finding the parts.
+        """Yield every part. The order does not depend on ``workers``, the number of processes that find the parts.
 
-        Parts that carry content are created one at a time, so memory use stays bounded.
+        Parts that contain content are created one at a time, so memory use stays bounded.
         """
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""Cut a text into documents: at the ends of paragraphs or sentences, or into overlapping windows.
+"""Cut a text into documents, either at the ends of paragraphs or sentences or into overlapping windows.
 
 The text arrives in blocks, whose lengths do not affect the result.
 """
@@ -21,11 +21,11 @@ class Piece(NamedTuple):
 
 
 def cut(text: str, size: int) -> Iterator[str]:
-    """Cut a text at the first paragraph end at or after every ``size`` characters. If ``size`` is 0, don't cut it.
+    """Cut a text at the first paragraph end after every ``size`` characters. If ``size`` is 0, don't cut it.
 
-    If there is no paragraph end within another ``size`` characters, cut at the end of a line, or else at a space, or
-    else after ``size`` characters. A remainder shorter than half of ``size`` is not cut off. Joining the pieces
-    restores the text.
+    If no paragraph ends within the next ``size`` characters, cut at the end of a line. Failing that, cut at a space, or
+    otherwise after exactly ``size`` characters. If the rest of the text would be shorter than half of ``size``, it
+    stays with the last piece. Joining the pieces restores the text.
     """
     return (piece.text for piece in pieces([text], "paragraph", size))
 
@@ -35,9 +35,9 @@ def pieces(blocks: Iterable[str], chunk: str, size: int, overlap: int = 0) -> It
 
     Args:
         blocks: the text, in order.
-        chunk: "paragraph" cuts as described in ``cut``. "sentence" does the same at the end of a sentence, which is an
-            end mark followed by whitespace and an uppercase letter or opening quote, or a blank line. "window" cuts
-            every ``size`` characters.
+        chunk: "paragraph" cuts as described in ``cut``. "sentence" does the same at the end of a sentence. A sentence
+            ends at a blank line, at a Chinese or Japanese end mark, or at another end mark that is followed by
+            whitespace and an uppercase letter or opening quote. "window" cuts every ``size`` characters.
         size: approximate characters per document. If it is 0, the text is one document.
         overlap: number of characters that a window shares with the previous one.
     """

@@ -102,7 +102,7 @@ class CsvSource(FileSource):
         return header.index(column)
 
     def _other_delimiter(self, header: list[str]) -> str:
-        """Return a hint if the only column looks like several columns, otherwise an empty string."""
+        """Return a hint if the only column looks like several columns, or an empty string otherwise."""
         marks = [mark for mark in _DELIMITERS if len(header) == 1 and mark in header[0]]
         shown = "\\t" if marks[:1] == ["\t"] else "".join(marks[:1])
         return f" (a single column: is {shown!r} its delimiter? set {self.key}.delimiter='{shown}')" if marks else ""
@@ -110,7 +110,7 @@ class CsvSource(FileSource):
     def _text(
         self, record: list[str], column: int, targets: int | None, width: int, where: str, bad: BadInputs
     ) -> str | None:
-        """Return a record's text, or None if it has no text, or its text or target cannot be read."""
+        """Return a record's text, or None if the record has too few or too many fields or cannot be decoded."""
         if max(column, targets or 0) >= len(record):
             bad.add("a record with too few fields", f"{where}: {len(record)}")
             return None

@@ -19,7 +19,7 @@ _PARTS = 32
 
 
 def part_bytes(total: int, most: int) -> int:
-    """Return the stored size of a part in bytes, at most ``most``, for a source of ``total`` bytes."""
+    """Return how many stored bytes a part of a source of ``total`` bytes may have. The result is at most ``most``."""
     return min(most, max(total // _PARTS, most // _PARTS, 1))
 
 

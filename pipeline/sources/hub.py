@@ -1,7 +1,7 @@
 """Stream a dataset repository from the Hugging Face Hub, or a local folder with the same layout.
 
-A part is one data file. If the stream breaks, it is reopened, and the rows that were already read are skipped. The last
-of these rows must not have changed.
+A part is one data file. If the stream breaks, it is reopened, and the rows that were already read are skipped. If the
+last row that was read has changed, an error is raised.
 """
 
 import functools
@@ -125,7 +125,7 @@ class HubSource:
         return data_files
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part, given by (shard number, number of shards, name of the data file)."""
+        """Yield every part, as (shard number, number of shards, name of the data file)."""
         data_files = self._data_files
         for number, (name, size) in enumerate(data_files):
             yield Part(size or 0, (number, len(data_files), name))
@@ -160,7 +160,7 @@ class HubSource:
         return _load(*self._dataset_id, self.split, self.text_field, self.key)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Include the commit, so that every process reads the same one, and leave out the list of files."""
+        """Include the commit, so that every process reads the same commit, and leave out the list of files."""
         kept = {key: value for key, value in self.__dict__.items() if key != "_data_files"}
         return {**kept, "commit": self.commit}
 
@@ -237,7 +237,7 @@ class _Columns:
 
 
 def _digest(column: Any, row: int) -> bytes:
-    """Return the SHA-256 of a value's stored bytes."""
+    """Return a SHA-256 digest of the value in a row."""
     value = column.slice(row, 1)
     return hashlib.sha256(repr(value.cast("binary").to_pylist()).encode()).digest()
 
@@ -245,7 +245,7 @@ def _digest(column: Any, row: int) -> bytes:
 def _is_damage(error: Exception) -> bool:
     """Return whether the exception means damaged data rather than a network error.
 
-    Arrow raises its own exceptions or a plain OSError for damaged data.
+    For damaged data, Arrow raises a plain OSError or an exception of its own.
     """
     import pyarrow
 
@@ -271,7 +271,7 @@ def _builder(path: str, config: str | None, commit: str | None, key: str) -> Any
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, config: str | None, commit: str | None, split: str, field: str, key: str) -> Any:
-    """Load the split. The result is cached, so each process queries the Hub only once, not once per part."""
+    """Load the split. The result is cached, so that a process queries the Hub once rather than for each part."""
     import datasets
     import pyarrow
 

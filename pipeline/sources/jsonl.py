@@ -39,7 +39,7 @@ class JsonlSource(FileSource):
     endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part, as (file, first byte, byte to stop at) triples. A stop of 0 means the end of the file."""
+        """Yield every part, as (file, start byte, stop byte) triples. A stop byte of 0 means the end of the file."""
         return file_source.grouped(self._ranges(), self.most_bytes)
 
     def _ranges(self) -> Iterator[tuple[int, tuple[File, int, int]]]:
@@ -97,7 +97,7 @@ class JsonlSource(FileSource):
         bad.lost_bytes += lost * file.size // at if lost and (recoded or file.is_compressed) else lost
 
     def _fields_of(self) -> Callable[[Any], tuple[Any, Any]]:
-        """Return a function that gets a record's text and target. Without ``target_field``, the target is None."""
+        """Return a function that returns a record's text and target. Without ``target_field``, the target is None."""
         text_of = getter(self.text_field)
         if self.target_field is None:
             return lambda record: (text_of(record), None)
@@ -160,13 +160,13 @@ def _value(record: dict[str, Any], field: str) -> Any:
 
 
 def _lacking(what: str, field: str, value: Any, record: dict[str, Any], where: str) -> tuple[str, str]:
-    """Return the reason why a record has no text in a field, and the record's location."""
+    """Return why a record has no text in a field, and where the record is."""
     why = "missing" if value is _MISSING else f"is {_KINDS[type(value)]}"
     return f"{what} {field!r} {why}", f"{where}, fields there: {', '.join(map(str, record)) or 'none'}"
 
 
 def getter(field: str) -> Callable[[Any], Any]:
-    """Return a function that gets a field of a record. It raises KeyError or TypeError if there is none."""
+    """Return a function that returns a field of a record. It raises KeyError or TypeError if the field is missing."""
     if "." not in field:
         return itemgetter(field)
     inner = field.split(".")

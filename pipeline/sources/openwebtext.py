@@ -7,8 +7,9 @@ These layouts are supported:
 - a folder of ``subsets/urlsf_subsetNN.tar`` files, which are plain tars of ``_data.xz`` files
 - ``.7z`` archives of pages or of ``_data.xz`` files
 
-Nothing is unpacked to disk. Workers read ranges of plain tars. A compressed outer archive is a single stream: the
-process that creates the parts reads it once, and each part carries some of its members for a worker to unpack.
+Nothing is unpacked to disk. Workers read ranges of plain tars. A compressed outer archive is a single stream. The
+process that creates the parts reads it once. Each part contains some of the archive's members, which a worker
+unpacks.
 """
 
 import io
@@ -39,7 +40,7 @@ _TOO_LARGE = f"a member larger than {compact(MOST_BYTES, 'B')}"
 
 
 class Range(NamedTuple):
-    """The members of a plain tar whose headers begin in [start, stop). If ``stop`` is None, the range has no end."""
+    """The members of a plain tar whose headers begin at bytes in [start, stop). None as ``stop`` means no limit."""
 
     file: File
     start: int
@@ -75,7 +76,7 @@ class OpenWebTextSource(FileSource):
 
     @property
     def most_bytes(self) -> int:
-        """Approximate size of the inner archives or pages in a part, in bytes."""
+        """Approximate total size, in bytes, of the inner archives or pages in a part."""
         return file_source.part_bytes(self.size(1) or 0, _PART_BYTES)
 
     def parts(self, workers: int) -> Iterator[Part]:
@@ -130,7 +131,7 @@ def _fault(member: tar.Member, archive: str, stored: int) -> Fault | None:
 
 
 def _pages(where: str, position: int, content: bytes, archive: str, bad: BadInputs) -> Iterator[Document]:
-    """Yield the pages in an outer archive's member, if it is a page or a compressed tar of pages."""
+    """Yield the pages in a member of an outer archive, if the member is a page or a compressed tar of pages."""
     if where.endswith(".txt"):
         yield from _page(where, position, content, archive, bad)
     elif where.endswith(".xz"):
@@ -159,7 +160,7 @@ def _page(where: str, position: int, content: bytes, source: str, bad: BadInputs
 
 
 def _ranges(file: File, most: int) -> Iterator[Part]:
-    """Divide a plain tar into ranges, by its headers. The last range includes headers that cannot be read."""
+    """Divide a plain tar into ranges of members. If a header cannot be read, the last range includes the rest."""
     start = end = 0
     broken = False
     try:
@@ -176,7 +177,7 @@ def _ranges(file: File, most: int) -> Iterator[Part]:
 
 
 def _of_tar(file: File) -> Iterator[tuple[int, Content | Fault]]:
-    """Yield (bytes of the archive read so far, member) for a compressed tar, up to its end or any damage."""
+    """Yield (bytes of the archive read so far, member) for a compressed tar, up to its end or the first damage."""
     before = read = at = 0
     try:
         with file.open() as raw, decompressed(raw, file.name) as stream:
@@ -212,7 +213,10 @@ def _of_seven_zip(file: File) -> Iterator[tuple[int, Content | Fault]]:
 
 
 def _solid(members: Iterator[tuple[int, Content | Fault]], stored: int, most: int) -> Iterator[Part]:
-    """Group the members of a solid archive of ``stored`` bytes into parts that carry them."""
+    """Group the members of a solid archive into parts that contain the members' bytes.
+
+    ``stored`` is the archive's size in bytes.
+    """
     group: list[Content | Fault] = []
     size = begun = read = 0
     for read, member in members:

@@ -25,7 +25,7 @@ class Lines(NamedTuple):
     Attributes:
         source, target: the files.
         at: byte offset of the first line in each file.
-        first: number of lines before these.
+        first: number of lines before the first of these lines.
         lines: number of lines.
         size: approximate stored size in both files, in bytes, including lost bytes.
         faults: (reason, place, lost bytes) for anything after these lines that could not be read.
@@ -85,7 +85,10 @@ class ParallelSource(FileSource):
         return file_source.grouped(pieces, self.most_bytes)
 
     def _cut(self, source: File, target: File) -> Iterator[Lines]:
-        """Divide two files' lines into pieces of about ``most_bytes``, or one piece unless both are plain UTF-8."""
+        """Cut two files' lines into pieces of about ``most_bytes``.
+
+        Files that are compressed, damaged or not UTF-8 are kept in one piece.
+        """
         undivided = source.is_compressed or target.is_compressed or self.encoding != encodings.UTF8
         # Decompressed or decoded text can be longer than the file.
         most = math.inf if undivided else self.most_bytes
@@ -118,7 +121,7 @@ class ParallelSource(FileSource):
             yield Lines(source, target, (begin, other), first, last - first, size)
 
     def _ends(self, file: File, broken: dict[File, tuple[str, str, int]]) -> Iterator[tuple[int, int]]:
-        """Yield each line's number, from 1, and the offset of its end in UTF-8 bytes. Record damage in ``broken``.
+        """Yield the number of each line, from 1, and the offset of its end in UTF-8 bytes. Record damage in ``broken``.
 
         Raises:
             RequestError: a line is too long.

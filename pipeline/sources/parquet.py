@@ -98,7 +98,7 @@ class ParquetSource(FileSource):
                 bad.add("unreadable file", f"{where}: {' '.join(str(error).split())}", lost)
 
     def _rows(self, stream: Any, piece: RowGroups, bad: BadInputs) -> Iterator[Document | None]:
-        """Yield the document of each row, or None if the row has no text or no target."""
+        """Yield each row's document, or None if the row has no text or no valid target."""
         import pyarrow.parquet as parquet
 
         # Read columns through a buffer, because a row group can be as large as the file.
@@ -139,14 +139,14 @@ class ParquetSource(FileSource):
 
 
 def _batch_rows(group: Any, field: str) -> int:
-    """Return how many rows of a row group have about ``_BATCH_BYTES`` of text, according to the group's metadata."""
+    """Return how many rows of a row group contain about ``_BATCH_BYTES`` of text, estimated from the metadata."""
     columns = (group.column(number) for number in range(group.num_columns))
     size = next((column.total_uncompressed_size for column in columns if column.path_in_schema == field), 0)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(size, 1)))
 
 
 def _ranges(file: File, metadata: Any, most: int) -> Iterator[RowGroups]:
-    """Group a file's row groups into ranges of about ``most`` stored bytes. Their sizes add up to the file's size."""
+    """Group a file's row groups into ranges of about ``most`` stored bytes. The sizes add up to the file's size."""
     sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
     total = sum(sizes) or 1
     first = row = rows = size = 0
@@ -215,7 +215,7 @@ def column_of(table: Any, name: str) -> Any:
 
 
 def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str | None]:
-    """Yield the text of each row of an Arrow column, or None if the row has no text, which is counted in ``bad``.
+    """Yield the text of each row of an Arrow column. A row without text yields None and is counted in ``bad``.
 
     About ``_BATCH_BYTES`` of Python strings are created at a time. ``first`` is the index of the column's first row in
     the file ``name``.
@@ -226,7 +226,7 @@ def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str
 
 
 def _values(column: Any) -> list[str | bytes | None]:
-    """Return the values of a text column: as strings, or as bytes if not all of them are valid UTF-8."""
+    """Return the values of a text column. They are strings, or bytes if any of them is not valid UTF-8."""
     import pyarrow
 
     try:

@@ -42,7 +42,7 @@ class PydocsSource:
         cache: folder with the cache files of parsed environments.
         packages: top-level modules and packages to keep, or None for all. "topics" stands for the language topics.
         target_field: use a document's ``kind`` or ``package`` as its target, and remove the first line of its text,
-            which gives both away. If None, documents have no target.
+            which reveals both. If None, documents have no target.
         key: the source's recipe key, for messages.
     """
 
@@ -115,7 +115,10 @@ class PydocsSource:
             yield document if self.target_field is None else _labeled(document, self.target_field)
 
     def first(self, limit: int, folder: Path) -> "PydocsSource":
-        """Return this source if cached, or else a source with ``limit`` documents or more, parsed into ``folder``."""
+        """Return this source if it is cached. Otherwise, return a source with only the first documents.
+
+        That source has at least ``limit`` documents, or all of them. They are parsed and cached in ``folder``.
+        """
         if self.path.exists():
             return self
         source = replace(self, cache=folder)
@@ -132,7 +135,7 @@ class PydocsSource:
         return {"environment": self._environment}
 
     def _parse(self, workers: int, limit: float = math.inf) -> None:
-        """Write the cache. Stops after the task that reaches ``limit`` documents."""
+        """Parse the environment and write the cache. Stop after the task that reaches ``limit`` documents."""
         from pipeline.sources.pydocs_parse import parse_files
 
         bad = BadInputs()
@@ -155,7 +158,7 @@ class PydocsSource:
 
 
 def _labeled(document: Document, target: Literal["kind", "package"]) -> Document:
-    """Make the document's kind or top-level package its target, and remove the line that gives it away."""
+    """Make the document's kind or top-level package its target, and remove the line of text that reveals it."""
     package = document.id.removeprefix("pydocs:").partition(".")[0].partition("#")[0]
     text = document.text if document.kind == "topic" else document.text.partition("\n\n")[2]
     return document._replace(text=text, target=document.kind if target == "kind" else package)
@@ -169,7 +172,7 @@ def _topics() -> Iterator[Document]:
 
 
 def _source_files(packages: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
-    """Yield (module name, path) for the source files of the standard library and installed packages, in fixed order."""
+    """Yield (module name, path) for each file of the standard library and of installed packages, in a fixed order."""
     import sysconfig
 
     from pipeline.sources.pydocs_parse import SKIPPED_FOLDERS
@@ -209,7 +212,7 @@ def _tasks(files: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
 
 
 def _unique(documents: list[Document]) -> Iterator[Document]:
-    """Append a number to repeated ids, which come from conditional definitions and overloads."""
+    """Make ids unique by appending a number. Conditional definitions and overloads have the same id."""
     seen: dict[str, int] = {}
     for document in documents:
         seen[document.id] = count = seen.get(document.id, 0) + 1

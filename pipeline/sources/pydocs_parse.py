@@ -25,7 +25,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def parse_files(files: list[tuple[str, str]]) -> tuple[list[Document], list[tuple[str, str]]]:
-    """Parse files, given as (module name, path). Returns the documents in order, and (path, error) for each failure."""
+    """Parse (module name, path) pairs. Returns the documents in order, and (path, error) for each failure."""
     documents: list[Document] = []
     faults: list[tuple[str, str]] = []
     # Syntax trees are large and acyclic, so garbage collection would only waste time.

@@ -30,7 +30,7 @@ def peek(stream: IO[bytes]) -> bytes:
 
 
 def other_kind(head: bytes) -> str | None:
-    """Return the reason (for ``BadInputs``) why a file with these first bytes is not text, or None if there is none."""
+    """Return why a file with these first bytes is not text (a reason for ``BadInputs``), or None if it may be text."""
     return next((f"{_REASON}{what}" for begin, (what, _) in _SIGNATURES.items() if head.startswith(begin)), None)
 
 

@@ -25,7 +25,7 @@ _CARRIED_BYTES = 16 << 20
 
 
 class Carried(NamedTuple):
-    """Documents from a text that is cut while the parts are created.
+    """Documents from a text that was cut while the parts were created.
 
     Attributes:
         documents: (id, text, source) for each document.
@@ -40,7 +40,7 @@ class Carried(NamedTuple):
 
 @dataclass
 class _Reading:
-    """The state while reading a text in blocks.
+    """The current state of reading a text in blocks.
 
     Attributes:
         stored: number of stored bytes read so far.
@@ -48,7 +48,7 @@ class _Reading:
         newlines: number of newlines at the end of the text so far, at most two.
         good: number of files read but not yet counted in a part.
         faults: (reason, place, lost bytes) for damaged files not yet counted in a part.
-        begins: (first character, file) for the current file and the files that no document has reached yet.
+        begins: (offset of the first character, name) for the current file and for files that no document has reached.
     """
 
     stored: int = 0
@@ -63,9 +63,9 @@ class _Reading:
 class TextSource(FileSource):
     """Text files. Each file is one input.
 
-    A worker reads a file of moderate size in one piece. If the file cannot be decoded, none of it is used. Longer
-    files, and all files if they are merged, are cut by the process that creates the parts. If such a file is damaged,
-    the text before the damage is used.
+    A worker reads a file in one piece if it is of moderate size or becomes a single document. If the file cannot be
+    decoded, none of it is used. The process that creates the parts cuts longer files and merged files. If such a file
+    is damaged or cannot be decoded, the text before that point is used.
 
     Attributes:
         path: file, folder, glob or URL of .txt, .text, .md or .rst files, optionally with .gz, .zst or .xz.
@@ -89,7 +89,7 @@ class TextSource(FileSource):
         return f"{super().partition_scheme}, longer or merged files in {_CARRIED_BYTES}"
 
     def parts(self, workers: int) -> Iterator[Part]:
-        """Yield every part. A part has files to read, or ``Carried`` documents."""
+        """Yield every part. A part contains either files to read or ``Carried`` documents."""
         group: list[tuple[int, File]] = []
         for file in () if self.merge else self.files.values():
             most = file_source.COMPRESSED_PART_BYTES if file.is_compressed else file_source.PART_BYTES
@@ -152,7 +152,7 @@ class TextSource(FileSource):
         return text
 
     def _carried(self, texts: list[File]) -> Iterator[Part]:
-        """Join these files into one text, cut it into documents, and yield parts that carry them."""
+        """Join these files into one text, cut it into documents, and yield parts that contain the documents."""
         reading = _Reading()
         ready: list[tuple[str, str, str]] = []
         size = begun = 0
@@ -175,7 +175,7 @@ def _utf8_bytes(text: str) -> int:
 
 
 def _limited(blocks: Iterator[str], key: str) -> Iterator[str]:
-    """Yield the blocks of a text that becomes a single document.
+    """Yield the blocks of a text that becomes a single document, and check its size.
 
     Raises:
         RequestError: the text is too long.
@@ -197,7 +197,7 @@ def _carry(ready: list[tuple[str, str, str]], reading: _Reading) -> Carried:
 
 
 def _file_of(piece: Piece, reading: _Reading) -> str:
-    """Return the file in which a piece begins."""
+    """Return the name of the file in which a piece begins."""
     while len(reading.begins) > 1 and reading.begins[1][0] <= piece.offset:
         reading.begins.popleft()
     return reading.begins[0][1]

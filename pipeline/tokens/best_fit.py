@@ -1,9 +1,9 @@
 """Pack documents into fixed-length samples, so that few documents are cut.
 
 The method is best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). Documents longer than
-a sample are cut into sample-length pieces. The remainders and all shorter documents are then placed, longest first,
-each into the fullest sample that still has room for it. Pieces of the same length are placed together, so the
-work is linear in the number of distinct lengths.
+a sample are cut into sample-length pieces. The remainders and all shorter documents are then placed, longest first.
+Each goes into the fullest sample that still has room for it. Pieces of the same length are placed together, so the
+number of steps depends on the number of distinct lengths, not on the number of documents.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Packing(NamedTuple):
 
 
 def pack(lengths: NDArray[np.int64], capacity: int) -> Packing:
-    """Pack a shard's documents, given by their lengths, into samples of at most ``capacity`` inputs."""
+    """Pack a shard's documents into samples of at most ``capacity`` inputs, given the documents' lengths."""
     begins = np.cumsum(lengths) - lengths
     full = lengths // capacity
     owners = np.repeat(np.arange(len(lengths)), full)
@@ -54,7 +54,10 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> Packing:
 
 
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """Return each item's bin under best-fit decreasing. Lengths are 1 to ``capacity``. Bin numbers have no gaps."""
+    """Assign items to bins by best-fit decreasing. Returns each item's bin. Lengths range from 1 to ``capacity``.
+
+    Bin numbers start at 0 and have no gaps.
+    """
     items = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(np.bincount(lengths, minlength=capacity + 1)[:0:-1])
     bins = np.empty(len(lengths), np.int64)
@@ -81,7 +84,11 @@ class _FreeSpace:
         self._open = np.zeros(capacity + 1, dtype=bool)
 
     def pop(self, length: int, items: int) -> tuple[int, int, NDArray[np.int64]]:
-        """Remove the tightest bins that fit items of a length. Returns their space, the items per bin, and the bins."""
+        """Remove the tightest open bins with room for items of this length, or create new bins.
+
+        Returns the space in each bin, the number of items that fit into each bin, and the bins. They may not have room
+        for all ``items``.
+        """
         at = int(self._open[length:].argmax()) + length
         if not self._open[at]:
             per_bin = self._capacity // length
@@ -95,7 +102,7 @@ class _FreeSpace:
         return at, per_bin, bins[:wanted]
 
     def add(self, space: int, bins: NDArray[np.int64]) -> None:
-        """Add bins that have this much space left. Full bins are discarded."""
+        """Add bins with this much space left. Full bins are discarded."""
         if space and len(bins):
             self._bins[space].append(bins)
             self._open[space] = True

@@ -132,7 +132,7 @@ def encode(block: Block, folder: Path) -> int:
 
 
 def _sides(block: Block, group: int, thresholds: Thresholds) -> Iterator[tuple[str, pyarrow.Table]]:
-    """Yield each side of a row group with its documents: first training, then held out."""
+    """Yield the name and the documents of each side of a row group: first training, then held out."""
     table = read_shards.read_group(block.path, group, ["id", "text", "bytes", "digest"])
     held_out = thresholds.held_out(block.dataset, table["digest"])
     yield TRAIN, table.filter(pyarrow.array(~held_out))
@@ -168,15 +168,15 @@ def held_out_ids(folder: Path, number: int) -> NDArray:
 
 
 def shared(folder: Path, number: int) -> NDArray[np.int64]:
-    """Return which held-out word sequences also occur in a finished block's training documents.
+    """Return the held-out word sequences that also occur in a finished block's training documents.
 
-    They are given as indices into ``HeldOut.distinct``.
+    The result contains indices into ``HeldOut.distinct``.
     """
     return _member(folder, number, "shared")
 
 
 def _member(folder: Path, number: int, name: str) -> NDArray[Any]:
-    """Read a single array of a block, without loading the others."""
+    """Read a single array of a block, without loading the other arrays."""
     with np.load(folder / f"{number:06d}.npz") as arrays:
         array: NDArray[Any] = arrays[name]
         return array

@@ -1,7 +1,7 @@
 """Choose the documents that are held out for validation.
 
-A document is held out if the hash of (seed, text) is below a threshold. The hash does not depend on the rest of the
-corpus, so a document is on the same side in every corpus.
+A document is held out if the hash of the seed and the document's digest is below a threshold. The hash does not depend
+on the rest of the corpus. So with the same threshold, a document is on the same side in every corpus.
 """
 
 from collections.abc import Iterator
@@ -42,11 +42,11 @@ class Thresholds(NamedTuple):
     by_text: bool = False
 
     def held_out(self, dataset: str, digests: pyarrow.ChunkedArray) -> NDArray[np.bool_]:
-        """Return the mask of the held-out documents, given all documents' digests."""
+        """Return a mask of the documents that are held out. ``digests`` has the digests of all documents."""
         return _hashes(self.seed, digests, self.by_text) < np.uint64(self.by_source[dataset])
 
     def forced_message(self) -> str:
-        """Return the message to print if a document had to be held out from some sources."""
+        """Return a message about the sources in which no document's hash is below the common threshold."""
         names = ", ".join(self.forced)
         return f"{names}: no document's hash is low enough for validation, so the one with the lowest hash is held out"
 
@@ -99,7 +99,7 @@ def compute_thresholds(files: dict[str, list[Path]], seed: int, fraction: float,
 
 
 class _Extent(NamedTuple):
-    """Counts for one document file, and the lowest hash in it."""
+    """Counts for one document file, and the lowest hash of its documents."""
 
     documents: int
     held_out: int
@@ -115,7 +115,7 @@ def _extent(path: Path, seed: int, threshold: int, by_text: bool) -> _Extent:
 
 
 def held_out_texts(files: dict[str, list[Path]], thresholds: Thresholds, words: int, workers: int) -> HeldOut:
-    """Return the word sequences of all sources' held-out documents, in order, or a sample of them if there are many."""
+    """Return the word sequences of all held-out documents, in order, or a sample of the sequences if there are many."""
     tasks = [(path, dataset, thresholds) for dataset, paths in files.items() for path in paths]
     thinned = max(0, (thresholds.held_out_bytes // _COMPARED_BYTES).bit_length())
     with bar(len(tasks), "file", "held out") as progress:

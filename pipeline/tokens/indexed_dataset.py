@@ -41,7 +41,7 @@ def _with_suffix(prefix: Path, suffix: str) -> Path:
 
 
 class IndexedDatasetWriter:
-    """Writes one shard. ``finish`` gives the files their final names, the index last."""
+    """Writes one shard. ``finish`` renames the files to their final names. The index is renamed last."""
 
     def __init__(self, prefix: Path, kind: np.dtype) -> None:
         """Start a shard whose ids have dtype ``kind`` (uint16 or int32)."""
@@ -51,7 +51,7 @@ class IndexedDatasetWriter:
         self.tokens = 0
 
     def add(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> None:
-        """Append documents, given as their concatenated ids and the number of ids in each."""
+        """Append documents. ``ids`` concatenates their ids, and ``lengths`` is the number of ids in each document."""
         assert int(lengths.sum()) == len(ids)
         self._stream.write(ids.astype(self._kind, copy=False).tobytes())
         self._lengths.append(lengths.astype(np.int32))
@@ -80,7 +80,9 @@ class IndexedDatasetWriter:
 
 
 class IndexedDataset:
-    """A memory-mapped reader for one shard. Opening it reads a few bytes of the index, which is mapped on first use.
+    """A memory-mapped reader for one shard.
+
+    Opening the shard reads only a few bytes of its index. The index is mapped when it is first used.
 
     Attributes:
         tokens: all ids in the shard, in order (uint16 or int32, read-only).
@@ -89,8 +91,8 @@ class IndexedDataset:
     def __init__(self, prefix: Path, scattered: bool = False) -> None:
         """Open ``PREFIX.bin`` and ``PREFIX.idx``.
 
-        Set ``scattered`` if reads are short and random. This disables the kernel's readahead, which covers megabytes by
-        default; see ``announce``.
+        Set ``scattered`` if reads are short and random. This disables the kernel's readahead, which reads megabytes at
+        a time by default. Call ``announce`` before reading instead.
 
         Raises:
             RequestError: a file is missing or is not an indexed dataset of token ids, or the two files don't match.
@@ -131,7 +133,7 @@ class IndexedDataset:
 
     @cached_property
     def boundaries(self) -> NDArray[np.int64]:
-        """First sequence of each document, with the number of sequences at the end."""
+        """Index of each document's first sequence, followed by the number of sequences."""
         return _map(self._index, np.dtype("<i8"), _HEADER.size + 12 * self._sequences, self._documents + 1)
 
     @cached_property
@@ -163,7 +165,7 @@ class IndexedDataset:
 
 
 def shard_prefixes(folder: Path, split: str) -> list[Path]:
-    """Return the prefixes of a split's shards in a tokens folder, in order. Sources are sorted by name."""
+    """Return the path prefixes of a split's shards in a tokens folder, in order. Sources are sorted by name."""
     indices = sorted(folder.glob(f"{split}-*.idx")) or sorted(folder.glob(f"*/{split}-*.idx"))
     return [path.with_suffix("") for path in indices]
 
@@ -182,7 +184,7 @@ def _read_header(index: Path, stream: BinaryIO) -> tuple[np.dtype, int, int]:
 
 
 def _end_of_last(stream: BinaryIO, sequences: int, kind: np.dtype) -> int:
-    """Return the number of ids in the shard according to its index: the end of the last sequence."""
+    """Return the number of ids in the shard, which is where the last sequence ends according to the index."""
     if not sequences:
         return 0
     stream.seek(_HEADER.size + 4 * (sequences - 1))

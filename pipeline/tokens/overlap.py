@@ -19,13 +19,13 @@ class HeldOut:
 
     Attributes:
         words: length of a sequence in words.
-        thinned: one in 2**thinned sequences is compared. Sequences are chosen by their hash, so the same ones are
-            chosen in every text.
+        thinned: one in 2**thinned sequences is compared. Sequences are chosen by their hash, so the choice is the same
+            in every text.
         distinct: sorted distinct hashes of the sequences.
     """
 
     def __init__(self, owners: NDArray[np.int64], hashes: Hashes, documents: int, words: int, thinned: int) -> None:
-        """Initialize from the distinct (document, sequence) pairs, as parallel arrays, and the number of documents."""
+        """Initialize from the number of documents and the distinct (document, sequence) pairs, as parallel arrays."""
         self._owners, self._hashes, self._documents = owners, hashes, documents
         self.words, self.thinned = words, thinned
         self._known = Known(hashes)
@@ -34,7 +34,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, columns: Iterable[pyarrow.ChunkedArray], words: int, thinned: int = 0) -> "HeldOut":
-        """Collect the sequences of the held-out texts, which arrive in order, in any number of columns."""
+        """Collect the word sequences of the held-out texts. The columns contain the texts, in order."""
         documents = 0
         parts = [np.zeros(0, _PAIR)]
         for column in columns:
@@ -60,7 +60,7 @@ class HeldOut:
             return cls(arrays["owners"], arrays["hashes"], *arrays["facts"].tolist())
 
     def shared(self, column: pyarrow.ChunkedArray) -> NDArray[np.int64]:
-        """Return the indices in ``distinct`` of the sequences that occur in a column of training texts."""
+        """Return which sequences occur in a column of training texts, as indices into ``distinct``."""
         hashes, _ = _thinned(*sequences(column, self.words), self.thinned)
         return np.unique(self._known.find(hashes)[1])
 

@@ -20,7 +20,7 @@ from pipeline import parallel
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Pack every training shard and publish the index. Returns the manifest, or None if it was up to date.
+    """Pack every training shard and publish the index. Returns the manifest, or None if the index was up to date.
 
     Raises:
         RequestError: the recipe does not use packing, or the shards are missing or damaged.
@@ -74,7 +74,7 @@ def _pack_all(stage: Stage, tokens: Path, context_length: int, workers: int) -> 
 
 
 def _counts_path(scratch: Path, shard: Path) -> Path:
-    """Return the path of a packed shard's counts, which are written after its index."""
+    """Return the path of a packed shard's counts. They are written after its index, to mark the shard as packed."""
     return scratch / f"{shard.as_posix().replace('/', '.')}.json"
 
 

@@ -7,8 +7,8 @@ The stage runs four steps in order:
 3. Held-out documents that have too much text in common with training documents are dropped.
 4. ``write_shards.py`` joins the blocks into shards, which are published.
 
-``tokens/train-*.bin/.idx`` and ``val-*.bin/.idx`` are indexed datasets with one document per sequence, each ending with
-the end-of-text token. If there are several sources, each has its own folder. ``validation.parquet`` lists the held-out
+``tokens/train-*.bin/.idx`` and ``val-*.bin/.idx`` are indexed datasets. Each sequence is one document and ends with the
+end-of-text token. If there are several sources, each has its own folder. ``validation.parquet`` lists the held-out
 documents, their overlap, and whether they were kept.
 """
 
@@ -59,7 +59,7 @@ class _Build(NamedTuple):
 
 
 def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
-    """Encode the documents and publish the shards. With several tasks, only encode this task's blocks.
+    """Encode the documents and publish the shards. If there are several tasks, only encode this task's blocks.
 
     Returns:
         The manifest, or None if the shards were up to date or if this was one of several tasks.
@@ -127,7 +127,8 @@ def _open_build(recipe: Recipe, stage: Stage, documents: Manifest, tokenizer: Ma
 def _choose_held_out(work: _Build) -> "Thresholds":
     """Return the thresholds below which documents are held out.
 
-    The first task to get here computes them and the held-out word sequences. The others wait, then read the files.
+    The first task that calls this function computes the thresholds and the held-out word sequences. The other tasks
+    wait, and then read the files.
     """
     from pipeline.tokens.held_out import Thresholds, compute_thresholds, held_out_texts
 
@@ -164,7 +165,7 @@ def _encode(work: _Build, thresholds: "Thresholds", task_shard: TaskShard) -> "l
 
 
 def _validation_masks(work: _Build, blocks: "list[Block]") -> list[Any]:
-    """Return, for each block, the mask of the held-out documents to keep. Writes ``validation.parquet``.
+    """Return a mask for each block that selects the held-out documents to keep. Writes ``validation.parquet``.
 
     Raises:
         RequestError: every held-out document overlaps too much with training documents.

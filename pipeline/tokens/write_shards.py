@@ -1,6 +1,6 @@
 """Last step of the tokens stage: join the encoded blocks into shards.
 
-A shard ends with the document that brings it to ``shard_tokens``, so the shards depend only on the documents.
+A shard ends with the document that makes it reach ``shard_tokens``, so the shards depend only on the documents.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ _COPIED = 8 << 20
 
 
 class Piece(NamedTuple):
-    """Consecutive documents of one block. Their lengths stay on disk, as there can be hundreds of millions of them.
+    """Consecutive documents of one block. Their lengths stay on disk, since there can be hundreds of millions of them.
 
     Attributes:
         block: number of the block.
@@ -118,7 +118,10 @@ def write(shard: TokenShard, encoded: Path, id_type: str) -> int:
 def _copies(
     piece: Piece, lengths: NDArray[np.int32]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_] | None, int]]:
-    """Split a piece into portions of about ``_COPIED`` ids. Yields their lengths, mask, and index of the first id."""
+    """Split a piece into portions of about ``_COPIED`` ids.
+
+    Yields each portion's document lengths, its mask, and the index of its first id.
+    """
     ends = np.cumsum(lengths, dtype=np.int64)
     start = 0
     while start < len(ends):

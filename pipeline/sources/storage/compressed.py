@@ -25,10 +25,10 @@ _CAREFUL_INPUT_BYTES = 1 << 12
 
 
 def decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
-    """Return a stream of the decompressed bytes of a seekable stream. The suffix of ``name`` gives the compression.
+    """Return a stream that decompresses a seekable stream. The suffix of ``name`` determines the compression.
 
-    Damage raises one of ``DAMAGE``, after all bytes before it have been returned. ``stream`` is then positioned at the
-    damage. Closing the result also closes ``stream``.
+    Reading damaged data raises one of ``DAMAGE``, after all bytes before the damage have been returned. ``stream`` is
+    then positioned at the damage. Closing the returned stream also closes ``stream``.
     """
     name = name.lower()
     if name.endswith(".gz"):
@@ -74,7 +74,7 @@ class _Members:
         self._is_read = False
 
     def read(self, size: int) -> bytes:
-        """Read between one and ``size`` bytes, or none at the end."""
+        """Read at least one and at most ``size`` bytes. At the end of the stream, return an empty result."""
         while True:
             if (self._decompressor is None or self._decompressor.eof) and not self._begin():
                 return b""
@@ -120,7 +120,7 @@ class _Members:
 
 
 class _UpToDamage(io.RawIOBase):
-    """Reads from a fast decompressor. If it hits damage, an exact decompressor recovers all bytes before it."""
+    """Reads from a fast decompressor. If that fails, an exact decompressor recovers all bytes before the damage."""
 
     def __init__(self, stream: IO[bytes], fast: Callable[[Any], Any], exact: Callable[[Any], Any]) -> None:
         self._stream = stream
@@ -170,7 +170,7 @@ class _UpToDamage(io.RawIOBase):
 
 
 class _Careful:
-    """A stream that is read byte by byte from ``start`` on, so that its position ends up exactly at the damage."""
+    """A stream that is read byte by byte after ``start``, so that it stops exactly at the damage."""
 
     def __init__(self, stream: IO[bytes], start: int) -> None:
         self._stream = stream
@@ -181,7 +181,7 @@ class _Careful:
 
 
 class _Owning(io.BufferedReader):
-    """A buffered reader that also closes the stream underneath its raw stream."""
+    """A buffered reader that also closes the compressed stream from which its raw stream reads."""
 
     def __init__(self, raw: Any, buffer: int, under: IO[bytes]) -> None:
         super().__init__(raw, buffer)

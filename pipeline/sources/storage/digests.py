@@ -41,7 +41,7 @@ class SourceDigests:
     """Fingerprints of an artefact's sources."""
 
     def __init__(self, target: Path, trusted: bool = True) -> None:
-        """Read the record for artefact ``target``. If not ``trusted``, hash every file, and record nothing."""
+        """Read the record of the artefact ``target``. If ``trusted`` is false, hash every file, and record nothing."""
         self._trusted = trusted
         self._lock = target.with_name(f"{target.name}.sources")
         self._path = target.with_name(f".{target.name}.sources.json")
@@ -100,7 +100,7 @@ class SourceDigests:
         return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
     def _known(self, source: str, files: dict[str, File]) -> dict[str, str]:
-        """Return the digests of the files that have a checksum from their storage or whose stamp is unchanged."""
+        """Return the digests of the files whose storage provides a checksum or whose stamp is unchanged."""
         known = {}
         for name, file in files.items():
             stamp, _, digest = self._record.get(source, {}).get(name, "").partition(" ")
@@ -111,7 +111,10 @@ class SourceDigests:
         return known
 
     def _note(self, source: str, files: dict[str, File], digests: dict[str, str]) -> None:
-        """Record a source's digests. If two commands do so at once, the last one wins, and some files are rehashed."""
+        """Record a source's digests.
+
+        If two commands do so at the same time, the last one wins. Some files are then hashed again by the next command.
+        """
         entries = {name: f"{file.stamp or '-'} {digests[name]}" for name, file in files.items()}
         if self._record.get(source) != entries:
             self._record[source] = entries
@@ -134,7 +137,7 @@ def digests_of(target: Path) -> Iterator[SourceDigests]:
 
 
 def fingerprint(files: dict[str, File]) -> str:
-    """Return the fingerprint of files, like ``SourceDigests.of``, but without a record."""
+    """Return the same fingerprint of files as ``SourceDigests.of``, without reading or writing a record."""
     return _of_all(_hashed(files))
 
 
@@ -160,7 +163,7 @@ def _read(path: Path) -> _Record:
 
 
 def _hashed(files: dict[str, File]) -> dict[str, str]:
-    """Return each file's content digest, or its storage's checksum, or the reason why it cannot be read."""
+    """Return each file's digest: its storage's checksum, a hash of its content, or the reason why it cannot be read."""
     hashes = {name: hashlib.sha256() for name, file in files.items() if file.tag is None}
     faults: dict[str, str] = {}
     total = sum(files[name].size for name in hashes)
@@ -191,7 +194,7 @@ def _hashed(files: dict[str, File]) -> dict[str, str]:
 
 
 def _pieces(file: File) -> Iterator[tuple[int, int]]:
-    """Yield the (start, stop) byte offsets of each range of a file to hash."""
+    """Yield the (start, stop) byte offsets of each range to hash in a file. Large remote files are only sampled."""
     if file.is_remote and file.size > _SAMPLED_BYTES:
         last = file.size - _SAMPLE_BYTES
         for number in range(_SAMPLES):

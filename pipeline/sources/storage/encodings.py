@@ -10,7 +10,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def fault(encoding: str) -> str:
-    """Return the reason to report for input that cannot be decoded."""
+    """Return the reason to report for an input that cannot be decoded."""
     return "invalid UTF-8" if encoding == UTF8 else f"invalid {encoding}"
 
 

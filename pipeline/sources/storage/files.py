@@ -1,4 +1,4 @@
-"""Source files, local or behind a URL: list the files at a path, and open them, decompressing them if needed."""
+"""List the source files at a local path or URL, and open them, decompressing them if needed."""
 
 import glob
 import io
@@ -48,7 +48,7 @@ class File(NamedTuple):
         return remote.is_url(self.path)
 
     def open(self, buffer: int = _BUFFER_BYTES) -> IO[bytes]:
-        """Open a seekable stream of the file's stored bytes. It reads ``buffer`` bytes at a time.
+        """Open a seekable stream of the file's stored bytes. The stream reads ``buffer`` bytes at a time.
 
         Raises:
             StorageError: the disk fails, now or later.
@@ -80,14 +80,14 @@ class Listing(NamedTuple):
 
 
 def find(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> dict[str, File]:
-    """List the files at a path, like ``look``, but without the ignored ones."""
+    """List the files at a path. Unlike ``look``, do not list the ignored files."""
     return look(pattern, endings, key).files
 
 
 def look(pattern: str, endings: tuple[str, ...], key: str = remote.KEY) -> Listing:
     """List the files at a path.
 
-    Names are relative to the folder, so moving the folder changes nothing. Invalid UTF-8 in names is escaped. A
+    Names are relative to the folder, so moving the folder does not change them. Invalid UTF-8 in names is escaped. A
     dangling link is listed as a file that cannot be opened. Hidden files in a folder are left out.
 
     Args:
@@ -155,7 +155,7 @@ def _file(name: str, path: str, status: os.stat_result | None) -> File:
 
 
 def _below(root: str) -> Iterator[File]:
-    """Yield the files below a folder, except hidden ones. Enter each folder only once, preferably not via a link."""
+    """Yield the files below a folder, except hidden files. Visit each folder only once, preferably not via a link."""
     entered = set()
     folders = [(root, "")]
     links: list[tuple[str, str]] = []
@@ -211,9 +211,10 @@ def guarded(
     damage: tuple[type[Exception], ...] = DAMAGE,
     stop: int | None = None,
 ) -> Iterator[T]:
-    """Apply ``read`` to a file's decompressed bytes, and yield its items. Stop at ``damage``, and count it in ``bad``.
+    """Yield the items that ``read`` yields from a file's decompressed bytes. Stop at damage, and count it in ``bad``.
 
-    ``stop`` is the byte where reading would have stopped, or None for the end of the file.
+    ``damage`` lists the exceptions that mean damage. ``stop`` is the byte at which ``read`` would stop without damage,
+    or None for the end of the file.
     """
     try:
         with file.open() as raw:
@@ -240,7 +241,7 @@ def guarded_stream(
 
 
 def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception | None]:
-    """Read the rest of a buffered stream, up to any damage. Returns the bytes, and the exception if there was damage.
+    """Read the rest of a buffered stream, up to any damage. Returns the bytes, and the exception (None without damage).
 
     Reading stops soon after ``most`` bytes.
     """
@@ -257,9 +258,10 @@ def up_to_damage(stream: Any, most: float = math.inf) -> tuple[bytes, Exception 
 
 
 def lost_bytes(size: int, at: int, stop: int | None = None) -> int:
-    """Return how many bytes of a ``size``-byte file count as lost if, when reading up to ``stop``, byte ``at`` is bad.
+    """Return how many bytes of a file count as lost if reading up to byte ``stop`` fails at byte ``at``.
 
-    Damage at the end means that the file was truncated. It is unknown how much is missing, so the whole file counts.
+    ``size`` is the file's size. If reading fails at the end, the file is truncated. How much is missing is unknown, so
+    the whole file counts as lost.
     """
     return max((size if stop is None else stop) - at, 0) or size
 
@@ -270,7 +272,7 @@ def open_binary(file: File) -> IO[bytes]:
 
 
 class _LocalFile(io.FileIO):
-    """A local file. A disk failure raises StorageError, because such a failure says nothing about the content."""
+    """A local file. A disk failure raises StorageError rather than OSError, because the content may be intact."""
 
     def __init__(self, path: str) -> None:
         try:

@@ -32,7 +32,7 @@ def is_url(path: str) -> bool:
 
 
 def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
-    """Return a URL's fsspec file system, and the path within it. ``key`` is the URL's recipe key, for messages.
+    """Return the fsspec file system of a URL, and the path in it. ``key`` is the URL's recipe key, for messages.
 
     Raises:
         RequestError: the protocol is unknown, or needs a package that is not installed.
@@ -52,7 +52,7 @@ def open_system(url: str, key: str = KEY) -> tuple[Any, str]:
 
 
 def listed(url: str, key: str = KEY) -> tuple[bool, list[dict[str, Any]]]:
-    """List the files at a URL, below it, or matching it (if it is a glob).
+    """List the file at a URL, the files below it if it is a folder, or the files that match it if it is a glob.
 
     Returns:
         Whether the URL is a folder, and fsspec's information about the files.

@@ -44,11 +44,11 @@ class Damaged(Exception):
 
 
 class _Stopped(Exception):
-    """Raised in the decompressing thread if no more members are needed."""
+    """Raised in the decompressing thread when no more members are needed."""
 
 
 class Members:
-    """A context manager that iterates over an archive's members. On exit, it stops the thread that decompresses."""
+    """A context manager that iterates over an archive's members. On exit, it stops the decompressing thread."""
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
         try:
@@ -112,8 +112,8 @@ class Members:
 class _Metered(io.RawIOBase):
     """The archive stream that py7zr reads. It limits py7zr's memory use.
 
-    py7zr reads a block for every member, even if its decompressor has input left. An archive of many small members
-    would therefore end up in memory all at once. So while there is input left, reads return only a single byte.
+    py7zr reads a block for every member, even if its decompressor still has unused input. With many small members, all
+    of the archive would end up in memory. So while there is unused input, each read returns only a single byte.
 
     Attributes:
         folder: py7zr's description of what is being decompressed, or None while the archive's headers are being read.
@@ -147,7 +147,7 @@ class _Metered(io.RawIOBase):
 
 
 def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _Metered) -> Any:
-    """Return the factory that gives py7zr a writer for each member."""
+    """Return the factory from which py7zr gets a writer for each member."""
     from py7zr.io import Py7zIO, WriterFactory
 
     class Writer(Py7zIO):
@@ -194,7 +194,7 @@ def _writers(members: Members, known: dict[str, tuple[int, Any, Any]], stream: _
 
 
 def _by_name(archive: Any) -> dict[str, tuple[int, Any, Any]]:
-    """Return each member's position, description and folder, by the name that py7zr uses.
+    """Return a map from the name that py7zr uses for a member to its position, description and folder.
 
     py7zr adds numbers to repeated names. A "folder" is a group of members that are compressed together.
     """

@@ -1,7 +1,7 @@
 """Read the members of a tar archive in order, starting at any header. Nothing is written to disk.
 
-The standard library treats a damaged header after the first one as the end of the archive, and silently loses the rest.
-Here, such a header is an error.
+If any header but the first is damaged, the standard library treats it as the end of the archive, and silently skips the
+rest. This module raises an error instead.
 """
 
 import tarfile
@@ -42,14 +42,14 @@ class Member(NamedTuple):
 
 
 class _Extended(NamedTuple):
-    """The next member's path and size from extended headers, or None if the headers don't specify one."""
+    """The next member's path and size from extended headers. Each is None if the headers don't specify it."""
 
     path: str | None = None
     size: int | None = None
 
 
 def members(stream: IO[bytes], at: int = 0, stop: int | None = None, contents: bool = True) -> Iterator[Member]:
-    """Yield the members whose first header begins at a byte in [at, stop).
+    """Yield the members whose first header begins in the byte range [at, stop).
 
     Args:
         stream: the archive, positioned at byte ``at``. It must be seekable unless ``contents`` is true.
@@ -137,7 +137,7 @@ def _records(value: bytes, at: int, extended: _Extended) -> _Extended:
 def _size_of_other(header: tarfile.TarInfo) -> int:
     """Return the number of bytes after the header of a member that is not a regular file.
 
-    Some writers give links a size although they have no content.
+    Some programs write a size in the header of a link, although a link has no content.
     """
     return 0 if header.islnk() or header.issym() or header.isdir() or header.isdev() else header.size
 

@@ -1,4 +1,4 @@
-"""Synthetic sequences that a small model can learn in a minute: walks through an alphabet in equal steps.
+"""Synthetic sequences that a small model can learn in a minute: walks through an alphabet with a constant step.
 
 For example, step 2 from ``a`` gives ``acegik…``. The first two characters determine all the others, but not the length.
 """
@@ -43,7 +43,7 @@ class PatternsSource(SyntheticSource):
 
 
 def walk(start: int, step: int, length: int) -> str:
-    """Return ``length`` letters, from index ``start`` of the alphabet in steps of ``step``, wrapping around."""
+    """Return ``length`` letters. Start at index ``start`` of the alphabet, advance by ``step``, and wrap around."""
     letters = len(ALPHABET)
     # For any step, a walk repeats after ``len(ALPHABET)`` letters.
     period = "".join(ALPHABET[(start + index * step) % letters] for index in range(letters))

@@ -57,5 +57,5 @@ class SequencesSource(SyntheticSource):
 
 
 def _drawn(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """Return [N, count] uniform numbers: for each key, the first ones of an infinite sequence (splitmix64)."""
+    """Return uniform 64-bit numbers: the first ``count`` splitmix64 outputs for each key ([N, 1] -> [N, count])."""
     return splitmix64(keys, np.arange(1, count + 1, dtype=np.uint64))
