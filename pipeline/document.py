@@ -24,5 +24,5 @@ class Document(NamedTuple):
 
 
 def id_prefix(recipe: Recipe, source: str) -> str:
-    """Return the prefix for a source's document ids: the source's name and a colon, if the recipe names sources."""
+    """Return the prefix for a source's document ids: its name and a colon, or "" if the recipe doesn't name sources."""
     return f"{source}:" if source in recipe.data.sources else ""

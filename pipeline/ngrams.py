@@ -1,11 +1,10 @@
-"""Hash the word n-grams of a column of texts, and look them up in a known set.
+"""Hash the word n-grams (here called sequences) of a column of texts, and look them up in a set of known sequences.
 
 A word is a run of letters, digits and non-ASCII characters other than typographic marks. ASCII case is ignored. A
 text's sequences are its runs of ``words`` consecutive words. A text with fewer words has a single, shorter sequence.
-numpy hashes sequences to 64 bits, with prefix sums over the words of an Arrow column instead of a Python loop.
 
-The comparison follows the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C). The hashes are
-polynomial rolling hashes.
+The comparison follows the n-gram overlap rule of the GPT-3 paper (Brown et al. 2020, appendix C). The hashes are 64-bit
+polynomial rolling hashes. They are computed in numpy for all words of an Arrow column at once, from prefix sums.
 """
 
 import hashlib
@@ -75,7 +74,7 @@ def _words(texts: pyarrow.LargeStringArray) -> tuple[Hashes, NDArray[np.int64]]:
 
 
 def _word_hashes(content: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
-    """Hash the words at these positions, eight bytes at a time. Each step covers all words that are long enough."""
+    """Hash the words at these positions, eight bytes per step. Each step processes all words that have bytes left."""
     folded = np.zeros(len(content) + 8, np.uint8)
     folded[: len(content)] = _FOLDED[content]
     eights = np.ndarray((len(content) + 1,), "<u8", folded, strides=(1,))
@@ -133,7 +132,7 @@ def word_counts(texts: pyarrow.LargeStringArray) -> NDArray[np.int64]:
 
 
 def _sequences(hashes: Hashes, firsts: NDArray[np.int64], words: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Return the hashes of sequences, and the index of each sequence's text, from the output of ``_words``."""
+    """Return the hashes of the sequences and the index of each sequence's text, given the output of ``_words``."""
     counts = np.diff(firsts)
     length = np.minimum(counts, words)
     # A sequence begins at each word that is followed by enough words of the same text.
@@ -162,7 +161,7 @@ class Known:
         self._possible[self.distinct >> np.uint64(42)] = True
 
     def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the indices of the ``hashes`` that are in the set, and their indices in ``distinct``."""
+        """Return the indices of those ``hashes`` that are in the set, and the index in ``distinct`` of each."""
         indices = np.flatnonzero(self._possible[hashes >> np.uint64(42)])
         if not len(self.distinct):
             return indices, indices

@@ -25,7 +25,7 @@ _MOST_CARRIED = 512 << 20
 
 
 def count(workers: int) -> int:
-    """Return the number of processes to use: ``workers``, or if it is 0, one per core available to this process."""
+    """Return the number of processes to use: ``workers`` or, if that is 0, one per core available to this process."""
     if workers:
         return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -122,7 +122,7 @@ def _spread(
 def _no_signals() -> Iterator[None]:
     """Block SIGINT and SIGUSR1, so that processes started in this context ignore Ctrl-C and SLURM's warning signal.
 
-    Both go to the whole process group. The parent handles them and stops the workers.
+    Both signals are sent to the whole process group. The parent handles them and stops the workers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
@@ -146,7 +146,7 @@ def _end_with_parent() -> None:
 
 
 class TaskShard(NamedTuple):
-    """The work assigned to task ``task`` of ``tasks``: every ``tasks``-th piece."""
+    """The work assigned to task number ``task`` out of ``tasks``: every ``tasks``-th piece of work."""
 
     task: int
     tasks: int

@@ -1,11 +1,19 @@
 """C4's rules (Raffel et al. 2020, section 2.2, and its reference implementation), for a column of texts.
 
-Lines are processed in this order: remove lines that contain an overlong word; remove citations from all lines; then
-remove lines that don't end in an end mark, have too few words, or mention JavaScript or policies. As in the reference
-implementation and datatrove's filter, only the remaining lines of a document are judged, so a curly bracket in a
-removed line has no effect. An apostrophe counts as an end mark, as in datatrove. A sentence ends at an end
-mark that is a separate word (unlike the period in "Mr.") and is followed by a word other than punctuation, as in
-spaCy's sentencizer.
+Each line passes through these steps, in the order of the reference implementation and datatrove's filter:
+
+1. Remove the line if it contains an overlong word. Otherwise, remove its citations.
+2. Remove the line if it does not end in an end mark or has too few words.
+3. Drop the document if the line contains "lorem ipsum".
+4. Remove the line if it mentions JavaScript.
+5. Drop the document if the line contains a curly bracket.
+6. Remove the line if it mentions policies.
+
+A removed line skips the later steps. For example, a curly bracket in a line without an end mark has no effect. Finally,
+a document is dropped if its remaining lines have too few sentences.
+
+An apostrophe counts as an end mark, as in datatrove. A sentence ends at an end mark that is a separate word (unlike the
+period in "Mr.") and is followed by a word other than punctuation, as in spaCy's sentencizer.
 """
 
 from typing import NamedTuple
@@ -25,14 +33,14 @@ _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "u
 
 
 class Judged(NamedTuple):
-    """The texts after line removal, and the reasons for dropping texts. A dropped text keeps all its lines."""
+    """The texts after line removal, and the reasons for dropping texts. Dropped texts keep all of their lines."""
 
     texts: pyarrow.LargeStringArray
     faults: list[Fault]
 
 
 class _Lines(NamedTuple):
-    """The lines of all texts, stripped of whitespace.
+    """The lines of all texts, without leading and trailing whitespace.
 
     Attributes:
         texts: [lines] the lines.
@@ -48,7 +56,7 @@ class _Lines(NamedTuple):
 
 
 def judge(texts: pyarrow.LargeStringArray, section: C4Section, vocabulary: Vocabulary) -> Judged:
-    """Remove lines, then judge the remaining text."""
+    """Remove lines from the texts, and find the reasons to drop texts."""
     lines = _lines(column.view(texts), section.max_word_length)
     content = lines.texts
     if section.remove_citations:

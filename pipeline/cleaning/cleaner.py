@@ -1,8 +1,8 @@
 """All per-document cleaning steps, applied to columns of documents.
 
 The order is: normalization (newlines, mojibake, Unicode form, control characters), length, language, C4, Gopher's
-quality and repetition rules, masking, decontamination, and length again if texts were edited. Each rule sees only the
-documents that no earlier rule dropped.
+quality and repetition rules, masking, decontamination, and length again if texts may have been edited. Each rule sees
+only the documents that no earlier rule dropped.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Cleaned(NamedTuple):
 
 
 class CleanedTargets(NamedTuple):
-    """The documents' targets after cleaning, and the number of replacements by kind."""
+    """The documents' targets after cleaning, and the number of replacements for each kind of personal data."""
 
     texts: pyarrow.LargeStringArray
     masked: dict[str, int]
@@ -120,7 +120,7 @@ class Cleaner:
 
 
 class _State:
-    """The state of a batch between rules.
+    """A batch of documents while the rules are applied.
 
     Attributes:
         texts: the current texts of all documents.
@@ -170,5 +170,5 @@ def _slices(texts: pyarrow.LargeStringArray) -> Iterator[pyarrow.LargeStringArra
 
 
 def _joined(parts: list[list[Fault]]) -> list[Fault]:
-    """Concatenate the faults of all slices. Each slice lists the same faults in the same order."""
+    """Concatenate the masks of each fault over all slices. Every slice lists the same faults in the same order."""
     return [Fault(rules[0].reason, np.concatenate([rule.mask for rule in rules])) for rules in zip(*parts, strict=True)]

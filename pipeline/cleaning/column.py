@@ -51,7 +51,7 @@ def large(texts: pyarrow.Array) -> pyarrow.LargeStringArray:
 
 
 def view(texts: pyarrow.LargeStringArray) -> Column:
-    """Return a view of the column's memory, without a copy."""
+    """Return the column's memory as numpy arrays, without copying."""
     _, places, data = texts.buffers()
     if not len(texts):
         return Column(np.zeros(1, np.int64), np.zeros(0, np.uint8))
@@ -61,13 +61,13 @@ def view(texts: pyarrow.LargeStringArray) -> Column:
 
 
 def build(offsets: Ints, content: Bytes | bytes) -> pyarrow.LargeStringArray:
-    """Build a column from offsets and content, without a copy. Inverse of ``view``. The content must be UTF-8."""
+    """Build a column from offsets and content, without copying: the inverse of ``view``. The content must be UTF-8."""
     places = pyarrow.py_buffer(np.ascontiguousarray(offsets, np.int64))
     return pyarrow.LargeStringArray.from_buffers(len(offsets) - 1, places, pyarrow.py_buffer(content))
 
 
 def replaced(texts: pyarrow.LargeStringArray, indices: Ints, new: Sequence[str]) -> pyarrow.LargeStringArray:
-    """Replace the texts at the given (ascending) indices. Each run of unchanged texts in between is copied at once."""
+    """Replace the texts at the given indices, in ascending order. Each run of unchanged texts is copied as a block."""
     if not len(indices):
         return texts
     offsets, content = view(texts)
@@ -106,12 +106,12 @@ def sums(values: NDArray[Any], firsts: Ints) -> Ints:
 
 
 def owners(firsts: Ints) -> Ints:
-    """Return the index of each item's text."""
+    """Return, for each item, the index of the text that contains it."""
     return np.repeat(np.arange(len(firsts) - 1), np.diff(firsts))
 
 
 def lines(column: Column) -> Spans:
-    """Split the texts into lines like ``str.split("\\n")``.
+    """Split the texts into lines, as ``str.split("\\n")`` does.
 
     An empty text has one line, and a final LF is followed by an empty line.
     """

@@ -33,7 +33,9 @@ class Contamination:
     """
 
     def __init__(self, section: DecontaminateSection) -> None:
-        """Read the evaluation texts. A text of fewer than ``words`` words matches only texts with the same words.
+        """Read the evaluation texts.
+
+        An evaluation text with fewer than ``words`` words matches only texts that consist of exactly the same words.
 
         Raises:
             RequestError: there are no files, a file is damaged or has a record without the field, or all texts in a set
@@ -62,7 +64,7 @@ class Contamination:
             )
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
-        """Return a single fault, for the texts that share a sequence with the evaluation texts."""
+        """Return one fault, whose mask marks the texts that share a sequence with an evaluation text."""
         hashes, owners = sequences(pyarrow.chunked_array([texts]), self._words)
         shared = np.zeros(len(texts), bool)
         shared[owners[self._known.find(hashes)[0]]] = True

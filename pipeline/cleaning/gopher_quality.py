@@ -87,7 +87,7 @@ def _lines(seen: Column, words: Words) -> tuple[Ints, Ints, Ints]:
 
 
 def _is(content: column.Bytes, places: Ints, what: bytes) -> Mask:
-    """Return, for each position, whether the bytes ``what`` occur there. Positions may be out of bounds."""
+    """Return a mask of the positions at which the bytes ``what`` begin. Positions may be out of bounds."""
     matches = np.ones(len(places), bool)
     for step, byte in enumerate(what):
         matches &= content[np.clip(places + step, 0, len(content) - 1)] == byte
@@ -95,7 +95,7 @@ def _is(content: column.Bytes, places: Ints, what: bytes) -> Mask:
 
 
 def _stop_words(stops: Ints, firsts: Ints) -> Ints:
-    """Return the number of distinct stop words in each text. ``stops`` holds the stop-word bits of each chunk."""
+    """Return the number of distinct stop words in each text. ``stops`` holds a bit set of stop words for each chunk."""
     with_some = np.flatnonzero(stops)
     at = np.searchsorted(with_some, firsts)
     bits = [column.sums(stops[with_some] >> bit & 1, at) > 0 for bit in range(len(STOP_WORDS))]

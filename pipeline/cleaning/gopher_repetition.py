@@ -1,11 +1,11 @@
 """Gopher's repetition rules (Rae et al. 2021, table A1), for a column of texts.
 
-The quantities are measured as in datatrove. Every occurrence except the first is a duplicate. Paragraphs are separated
-by blank lines, and lines by newlines; blank lines don't count. n-grams are sequences of words. Duplicate n-grams are
-counted from left to right, without overlap.
+Fractions and counts are measured as in datatrove. Every occurrence except the first is a duplicate. Lines are separated
+by newlines, and paragraphs by empty lines. Empty lines don't count. n-grams are sequences of words. Duplicate n-grams
+are counted from left to right, without overlap.
 
 Equal n-grams begin with equal (n-1)-grams, so for each n, only positions whose (n-1)-gram occurs at least twice in its
-text are considered. After n = 2, few positions are left.
+text are considered. From n = 3 on, few positions are left.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def _filled(lines: Spans) -> Spans:
 
 
 def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
-    """Return the runs of nonempty lines, excluding whitespace at the beginning and end of each text."""
+    """Return the runs of consecutive nonempty lines, without the whitespace at the beginning and end of each text."""
     chunks, texts = words.chunks, len(seen.offsets) - 1
     some = chunks.firsts[1:] > chunks.firsts[:-1]
     begin, end = np.zeros(texts, np.int64), np.zeros(texts, np.int64)
@@ -73,7 +73,7 @@ def _paragraphs(lines: Spans, seen: Column, words: Words) -> Spans:
 
 
 def _duplicates(seen: Column, spans: Spans) -> tuple[np.ndarray, Ints]:
-    """Return, for each text, the fraction of its spans that are duplicates, and the number of characters in them."""
+    """Return, for each text, the fraction of its spans that are duplicates and the number of characters in them."""
     texts = column.pieces(seen.content, spans.starts, spans.stops)
     codes, _ = column.encode(texts)
     owner = column.owners(spans.firsts)
@@ -151,10 +151,10 @@ class _Grams(NamedTuple):
         return out
 
     def above(self, level: _Level, limits: np.ndarray) -> Mask:
-        """Return the mask of the texts in which duplicate n-grams have more characters than the text's limit.
+        """Return a mask of the texts whose duplicate n-grams contain more characters than the text's limit.
 
-        The number of characters covered by any duplicate is an upper bound. The exact count is computed only for texts
-        whose bound exceeds the limit.
+        The number of characters that are covered by at least one duplicate is an upper bound on the count. The
+        exact count is computed only for texts whose upper bound exceeds the limit.
         """
         n, texts = level.n, len(self.firsts) - 1
         again = level.places[~column.fresh(level.codes)]
@@ -168,7 +168,7 @@ class _Grams(NamedTuple):
         return is_above
 
     def _counted(self, level: _Level, low: int, high: int) -> int:
-        """Count the characters in one text's duplicate n-grams. Its n-grams are at ``low`` to ``high`` in the level."""
+        """Count the characters in the duplicate n-grams of one text, whose n-grams are ``level.places[low:high]``."""
         places, codes = level.places[low:high], level.codes[low:high]
         sizes = self.characters(places, level.n)
         known: set[int] = set()

@@ -44,7 +44,7 @@ class Languages:
         self._wanted, self._least = frozenset(wanted), least
 
     def faults(self, texts: pyarrow.LargeStringArray) -> list[Fault]:
-        """Return the faults: texts in other languages, and texts whose language is uncertain."""
+        """Return two faults: texts in other languages, and texts whose language is uncertain."""
         results = [self._model.classify(text[:_CLASSIFIED_CHARS]) for text in texts.to_pylist()]
         other = np.array([language not in self._wanted for language, _ in results], bool)
         doubtful = np.array([score < self._least for _, score in results], bool)
@@ -55,5 +55,5 @@ class Languages:
 
 
 def _distance(wanted: str, code: str) -> tuple[float, ...]:
-    """Return a sort key that puts the codes closest to the wanted code first, starting with its prefixes."""
+    """Return a sort key that orders codes by similarity to ``wanted``. Prefixes of ``wanted`` come first."""
     return not wanted.startswith(code), -difflib.SequenceMatcher(None, wanted, code).ratio()

@@ -1,7 +1,7 @@
 """Normalize line breaks, mojibake, control characters, Unicode form and outer whitespace, in a column or a single text.
 
-The bytes of a column show which texts need normalizing. All others, the great majority in ordinary data, are left
-untouched.
+A column's bytes show which of its texts may need to be normalized. The other texts, which are the great majority in
+ordinary data, are left untouched.
 """
 
 import importlib
@@ -51,7 +51,7 @@ def _composed(text: str, form: Form) -> str:
 
 
 class _Faults(NamedTuple):
-    """Masks of the texts that may change.
+    """Masks of the texts that normalization may change.
 
     Attributes:
         any: texts that may change for any reason.
@@ -91,7 +91,7 @@ class Normalizer:
         return column.replaced(texts, indices, fixed)
 
     def text(self, text: str) -> str:
-        """Normalize a single text in the same way as a column."""
+        """Normalize a single text in the same way as the texts of a column."""
         return normalize(self._fix_encoding(text) if self._fix_encoding and not text.isascii() else text, self._form)
 
     def _faults(self, texts: column.Column) -> _Faults:
@@ -114,7 +114,7 @@ class Normalizer:
 
 
 def _holders(offsets: Ints, places: Ints) -> Mask:
-    """Return the mask of the texts that contain at least one of the positions."""
+    """Return a mask of the texts that contain at least one of the positions."""
     contains = np.zeros(len(offsets) - 1, bool)
     contains[np.searchsorted(offsets, places, side="right") - 1] = True
     return contains
@@ -126,7 +126,7 @@ def _control_bytes() -> Mask:
 
 
 def _space_ends() -> Mask:
-    """Return the mask of the last bytes of whitespace characters (``str.isspace``). Other characters can share them."""
+    """Return a mask of the last bytes of whitespace characters (``str.isspace``). Some other characters share them."""
     ends = np.zeros(256, bool)
     ends[[chr(code).encode()[-1] for code in range(0x3001) if chr(code).isspace()]] = True
     return ends
@@ -137,9 +137,9 @@ _CONTROL, _SPACE_ENDS = _control_bytes(), _space_ends()
 
 @lru_cache(maxsize=3)
 def _inert(form: Form) -> Mask:
-    """Return the mask of code points that normalization never changes, in any context.
+    """Return a mask of the code points that normalization never changes, regardless of their context.
 
-    The last entry stands for all higher code points.
+    The last entry represents all higher code points.
     """
     inert = np.ones(_KNOWN + 1, bool)
     if form == "none":

@@ -4,7 +4,7 @@ The placeholders are reserved for examples: example.com (RFC 2606), 192.0.2.1 an
 202-555-0100 (a North American number reserved for fiction). Masking does not change them.
 
 - Email: a local part made of the characters in RFC 5322's dot-atom, "@", and a domain with at least two labels.
-- IP: four numbers up to 255, separated by dots, that are not part of a longer sequence or a word; or groups of
+- IP: four numbers up to 255 separated by dots, unless they are part of a longer sequence or a word; or groups of
   hexadecimal digits separated by colons. Only public addresses are masked (``ipaddress.is_global``).
 - Phone: "+" and 8 to 15 digits, with or without grouping (ITU-T E.164); or a US number that has separators and
   whose area and exchange codes begin with 2 to 9. Plain digit sequences are kept, because most are not phone numbers.
@@ -83,7 +83,7 @@ def _times(texts: pyarrow.LargeStringArray, part: str) -> int:
 def _replace_matches(
     texts: pyarrow.LargeStringArray, maybe: str, pattern: re.Pattern[str], placeholder: Callable[[str], str]
 ) -> tuple[pyarrow.LargeStringArray, int]:
-    """Replace the pattern's matches, but only in texts where RE2 finds ``maybe``."""
+    """Replace the pattern's matches. Only texts in which RE2 finds the faster pattern ``maybe`` are searched."""
     rows = np.flatnonzero(column.mask(compute.match_substring_regex(texts, maybe)))
     count = 0
 

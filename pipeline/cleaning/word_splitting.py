@@ -1,4 +1,4 @@
-"""Split a chunk (a run of characters without whitespace) into words, by splitting off punctuation and contractions.
+"""Split chunks (runs of characters without whitespace) into words by separating punctuation and contractions.
 
 The method follows spaCy's rule-based tokenizer (https://spacy.io/usage/linguistic-features#how-tokenizer-works). Marks
 are split off both ends in turn, until none are left or a known chunk remains. The rest is a single word if it
@@ -127,7 +127,7 @@ class Splitter:
         self._exceptions = known
 
     def split(self, chunk: str) -> list[str]:
-        """Split a chunk, which has no whitespace, into words. Concatenating them gives the chunk."""
+        """Split a chunk, which contains no whitespace, into words. Concatenating the words gives the chunk."""
         known = self._exceptions.get(chunk)
         if known is not None:
             return known
@@ -136,7 +136,7 @@ class Splitter:
         return self._common(chunk) or self._join(self._split(chunk))
 
     def _common(self, chunk: str) -> list[str] | None:
-        """Split a chunk quickly if it is just a word or number between marks. Returns None for any other chunk."""
+        """Split a chunk quickly if it is a word or number between marks. Returns None for all other chunks."""
         core = chunk.strip(_ENDS)
         if core in self._cores:
             return None
@@ -184,9 +184,9 @@ class Splitter:
         return match.end() if match else 0
 
     def _kept(self, chunk: str) -> int:
-        """Return how many characters remain after splitting a mark, unit or genitive off the end.
+        """Return the chunk's length after a mark, unit or genitive is split off its end.
 
-        If there is nothing to split off, return the chunk's length.
+        If there is nothing to split off, this is the length of the whole chunk.
         """
         if not chunk:
             return 0
@@ -222,7 +222,7 @@ class Splitter:
         return words
 
     def _join(self, words: list[str]) -> list[str]:
-        """Join words that form a known chunk. Longer chunks take precedence, then earlier ones."""
+        """Join adjacent words that form a known chunk. Longer chunks are preferred, then earlier ones."""
         if self._pairs.isdisjoint(pairwise(words)):
             return words
         candidates = [

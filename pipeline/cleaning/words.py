@@ -1,7 +1,8 @@
 """Assign numbers to the words of a column of texts, without creating a Python object per word.
 
-Texts are split into chunks at whitespace (``str.isspace``). Distinct chunks are looked up in a vocabulary that is kept
-for the lifetime of the process. Only new chunks are split into words (see ``word_splitting.py``).
+Texts are split into chunks at whitespace (``str.isspace``). Distinct chunks are looked up in a vocabulary, which
+persists across columns and is cleared when it grows too large. Only new chunks are split into words (see
+``word_splitting.py``).
 """
 
 import string
@@ -41,7 +42,7 @@ _ASCII_LETTER = np.array([code < 128 and chr(code).isalpha() for code in range(2
 
 
 def spaces(content: Bytes) -> Mask:
-    """Return the mask of bytes that are part of whitespace characters."""
+    """Return a mask of the bytes that are part of whitespace characters."""
     is_space = _ASCII_SPACE[content]
     leads = np.flatnonzero((content >= 0xC2) & (content <= 0xE3))
     codes = column.wide(content, leads)
@@ -82,7 +83,7 @@ class Words(NamedTuple):
 
 
 class Vocabulary:
-    """Numbers chunks and words, and stores their properties for the rules. Everything persists across columns."""
+    """Assigns numbers to chunks and words, and stores the properties that the rules need."""
 
     def __init__(self) -> None:
         self._splitter = Splitter()
@@ -116,22 +117,22 @@ class Vocabulary:
 
     @property
     def solid(self) -> Ints:
-        """Number of words in each chunk that don't consist only of symbols."""
+        """For each chunk, the number of *solid* words, which don't consist only of symbols."""
         return self._by_chunk.columns[2]
 
     @property
     def solid_characters(self) -> Ints:
-        """Total characters in each chunk's solid words (see ``solid``)."""
+        """For each chunk, the total number of characters in its solid words (see ``solid``)."""
         return self._by_chunk.columns[3]
 
     @property
     def alphabetic(self) -> Ints:
-        """Number of words in each chunk that contain a letter."""
+        """For each chunk, the number of words that contain a letter."""
         return self._by_chunk.columns[4]
 
     @property
     def stops(self) -> Ints:
-        """Bit set of the stop words in each chunk."""
+        """For each chunk, the set of stop words that it contains, as bits."""
         return self._by_chunk.columns[5]
 
     def words(self, texts: pyarrow.LargeStringArray) -> Words:
@@ -184,7 +185,7 @@ class Vocabulary:
 
 
 def _traits(words: list[str]) -> Ints:
-    """Return [5, words]: the length, the kind, whether solid, the length if solid, and whether there is a letter."""
+    """Return each word's properties [5, words]: length, kind, is solid, length if solid (else 0), and has a letter."""
     offsets, content = column.view(pyarrow.array(words, pyarrow.large_string()))
     sizes = np.diff(offsets)
     # Most words have only ASCII letters, so their properties are known.

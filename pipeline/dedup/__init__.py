@@ -4,9 +4,9 @@
 - Reduce: ``plan`` groups the buckets into tasks, and ``reduce`` finds a task's duplicates across all parts.
 - ``resolve`` decides which documents are removed. The line tasks (``plan_lines``) are reduced after that, because lines
   of removed documents don't count.
-- ``verdict`` returns the decisions on the documents and lines of a part.
+- ``verdict`` returns what was decided about a part's documents and lines.
 
-All files are in one folder. Each file is moved into place atomically, by a rename. The result depends only on the
+All files are in one folder, and each is moved into place atomically, by a rename. The result depends only on the
 documents and their order, not on the parts, the tasks or the number of processes.
 """
 

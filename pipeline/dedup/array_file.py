@@ -1,7 +1,7 @@
 """Files that hold several arrays, written atomically and memory-mapped for reading.
 
 Each array begins at a multiple of 64 bytes with a 64-byte header: magic, number of remaining arrays including this one,
-numpy dtype string, rows, and columns (-1 for a 1-D array). The array's values follow. The format is not npy, because a
+numpy dtype string, rows, and columns (-1 for a 1-D array). The array's values follow. npy files are not used, because a
 reduce task opens a file for every part of the corpus, and npy headers take longer to parse.
 """
 
@@ -23,7 +23,7 @@ _HEADER = struct.Struct("<8sq8sqq24x")
 
 
 def write(path: Path, *arrays: NDArray[Any]) -> None:
-    """Write 1-D or 2-D arrays. Creates the folder, and replaces the file atomically and durably."""
+    """Write 1-D or 2-D arrays to a file, replacing it atomically and durably. Creates the folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = atomic.temp_path(path)
     with open(partial, "wb") as stream:

@@ -1,7 +1,7 @@
 """Find entries with equal keys across all parts, in bounded memory.
 
-Entries arrive in corpus order, in chunks that consist of whole parts. From earlier chunks, only the first and last
-entry for each key are kept, so a key that many documents share needs no more memory than any other.
+Entries arrive in corpus order, in chunks that consist of whole parts. Of each key's entries in earlier chunks, only the
+first and the last are kept, so a key that many documents share needs no more memory than any other key.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class Entries(NamedTuple):
 
 
 class Later(NamedTuple):
-    """A chunk's entries whose keys have occurred before.
+    """The entries in a chunk that have the same key as an earlier entry.
 
     Attributes:
         at: indices of these entries within the chunk.
@@ -55,7 +55,7 @@ class Groups:
         self._first = self._last = np.zeros(0, np.uint64)
 
     def add(self, keys: list[NDArray[np.uint64]], documents: Documents) -> Later:
-        """Append entries, and return those whose keys have occurred before.
+        """Append entries, and return the ones that have the same key as an earlier entry.
 
         Entries must be in corpus order and come after all entries added so far.
         """

@@ -1,8 +1,9 @@
 """The map step: write the keys of one part of the corpus.
 
-Duplicate documents have equal keys, and so do duplicate lines and near duplicates. A part has one file per kind of key.
-The file contains the number of documents, the bucket offsets, and the columns of the entries, sorted by key: the key
-(one or two uint64 columns), the document's row in the part, and for lines the line number.
+Duplicate documents have equal keys, and so do duplicate lines. Near duplicates are likely to have a band key in common.
+A part has one file for each kind of key and, for near duplicates, a file of signatures. A key file contains the number
+of documents, the bucket offsets, and the columns of the entries, sorted by key: the key (one or two uint64 columns),
+the document's row in the part and, for lines, the line number.
 """
 
 from pathlib import Path
@@ -95,7 +96,7 @@ class KeyWriter:
         self._rows += len(texts)
 
     def finish(self) -> None:
-        """Publish each of the part's files by a rename, even if the part has no documents."""
+        """Write all of the part's files, even if the part has no documents. Each is moved into place by a rename."""
         if BANDS in self._kinds:
             path = array_file.part_path(self._folder, SIGNATURES, self._part)
             array_file.write(path, np.concatenate(self._signatures))

@@ -65,7 +65,7 @@ def _hashes(strings: pyarrow.LargeStringArray) -> Hashes:
 
 
 def remove_lines(texts: Any, rows: NDArray[Any], lines: NDArray[Any]) -> pyarrow.LargeStringArray:
-    """Remove lines from texts, together with their line feeds.
+    """Remove lines and their line feeds from texts.
 
     Args:
         texts: pyarrow Array or ChunkedArray of strings, less than 2 GB in total.

@@ -5,9 +5,9 @@ hashed to a bin and a value. A bin takes the smallest value from the first round
 still empty after all rounds takes the smallest hash of all the document's shingles under a hash function specific to
 that bin, as in MinHash (Broder 1997).
 
-For sets of any size, each bin of a union's sketch is the minimum of the two sets' bins. So the probability that two
-sketches agree in a bin is exactly the Jaccard similarity of their shingle sets. The variance is no higher than with
-MinHash and the same number of hashes, even for documents with a single shingle.
+For sets of any size, each bin in the sketch of a union is the minimum of that bin in the two sets' sketches. Therefore,
+the probability that two sketches agree in a bin is exactly the Jaccard similarity of their shingle sets. The variance
+is no higher than that of MinHash with the same number of hashes, even for documents with a single shingle.
 """
 
 from functools import lru_cache
@@ -28,7 +28,7 @@ Sketches = NDArray[np.uint32]
 
 
 def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int) -> Sketches:
-    """Return sketches of documents, [documents, bins]. For a document without shingles, every bin is 0xFFFFFFFF.
+    """Return the documents' sketches [documents, bins]. For a document without shingles, every bin is 0xFFFFFFFF.
 
     Args:
         shingles: well-mixed 64-bit hashes, which may repeat.
@@ -62,7 +62,7 @@ def sketch(shingles: Hashes, owner: NDArray[np.int64], documents: int, bins: int
 
 @lru_cache(maxsize=8)
 def _factors(count: int, first: int = 1) -> Hashes:
-    """Return pseudorandom odd numbers, the same ones every time."""
+    """Return pseudorandom odd numbers, which are the same in every call."""
     return splitmix64(np.uint64(0), np.arange(first, first + count, dtype=np.uint64)) | np.uint64(1)
 
 
@@ -89,7 +89,7 @@ def _fill(grid: Sketches, shingles: Hashes, owner: NDArray[np.int64]) -> None:
 def band_keys(sketches: Sketches, bands: int, rows: int) -> Hashes:
     """Return keys [documents, bands] computed from the first ``bands * rows`` bins, with ``rows`` bins per band.
 
-    The same bins give different keys in different bands, so all bands share one key space (Leskovec et al., ch. 3.4).
+    Equal bins give different keys in different bands, so all bands can share one key space (Leskovec et al., ch. 3.4).
     """
     values = sketches[:, : bands * rows].reshape(len(sketches), bands, rows)
     keys = np.broadcast_to(splitmix64(np.uint64(0), np.arange(1, bands + 1, dtype=np.uint64)), values.shape[:2])

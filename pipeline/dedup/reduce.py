@@ -1,7 +1,7 @@
 """The reduce step: find the duplicates in a task's buckets, across all parts, and write them to a file.
 
-For documents, the result lists the later copies in order. For lines, it lists the document and line number of each
-later copy. For bands, it lists pairs of near duplicates: the later and the earlier document.
+For documents, the result lists every copy except the first, in corpus order. For lines, it lists the document and line
+number of every copy except the first. For bands, it lists pairs of near duplicates, each with the later document first.
 """
 
 from pathlib import Path
@@ -25,9 +25,9 @@ Pairs = tuple[Documents, Documents]
 def reduce(folder: Path, section: CleanSection, task: ReduceTask, max_bytes: int = TASK_BYTES) -> None:
     """Write a task's result unless it already exists. Tasks can run in any order.
 
-    The first of several equal documents or lines stays. A document whose band key has occurred before is compared with
-    the first document with that key and, if the two are not similar, with the previous one. So the time is linear in
-    the number of documents, even if many share a key.
+    The first of several equal documents or lines is kept. A document whose band key occurred earlier is compared with
+    the first document that has this key and, if the two are not similar, with the previous document that has it. The
+    time is therefore linear in the number of documents, even if many of them share a key.
 
     Args:
         folder: folder with the key files.
@@ -75,7 +75,11 @@ def _near(folder: Path, section: CleanSection, task: ReduceTask, max_bytes: int)
 
 
 def _similar(signatures: Signatures, documents: Documents, repeated: Later) -> list[Pairs]:
-    """Return near duplicates: documents similar to the first or, failing that, the previous one with the same key."""
+    """Return pairs of near duplicates, each with the later document first.
+
+    Each document is compared with the first document that has the same key and, if those two are not similar, with the
+    previous document that has it.
+    """
     # A pair that shares several bands is compared only once.
     (later, earlier), which = _distinct(documents, repeated.first)
     is_similar = signatures.are_similar(later, earlier)

@@ -1,8 +1,8 @@
 """Signatures of documents, and the test for near duplicates.
 
-A signature holds the lowest byte of each bin of a document's sketch (b-bit minwise hashing, Li and König 2010). So the
-same space holds four times as many bins, which halves the standard error. Two bytes agree by chance with a probability
-of 1 in 256, and the threshold allows for that.
+A signature holds the lowest byte of each bin in a document's sketch (b-bit minwise hashing, Li and König 2010). At one
+byte per bin instead of four, the same space holds four times as many bins, which halves the standard error. Two
+different values have the same lowest byte with a probability of 1 in 256, and the threshold allows for that.
 """
 
 from math import ceil, sqrt
@@ -39,14 +39,14 @@ def signatures(sketches: Sketches) -> NDArray[np.uint8]:
 
 
 def least_agreement(near: NearDuplicatesSection) -> int:
-    """Return the number of bins in which two signatures must agree for their documents to count as near duplicates."""
+    """Return the minimum number of bins in which the signatures of near duplicates agree."""
     count = bins(near)
     limit = near.threshold - _MARGIN * sqrt(near.threshold * (1 - near.threshold) / count)
     return ceil(round(count * (limit * (1 - _CHANCE) + _CHANCE), 6))
 
 
 class Signatures:
-    """The signatures of a corpus, looked up by document (part << 32 | row)."""
+    """The signatures of all documents in a corpus. A document is identified by ``part << 32 | row``."""
 
     def __init__(self, folder: Path, near: NearDuplicatesSection) -> None:
         self._folder = folder
@@ -54,7 +54,7 @@ class Signatures:
         self._least = least_agreement(near)
 
     def are_similar(self, one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return, for each pair of documents, whether they are near duplicates according to their signatures.
+        """Return, for each pair of documents, whether their signatures show that they are near duplicates.
 
         Raises:
             RequestError: a signature file is missing or damaged.

@@ -25,7 +25,7 @@ class ReduceTask(NamedTuple):
 
 
 def plan(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
-    """Return the tasks for documents, to be reduced before ``resolve``. All parts' keys must exist.
+    """Return the document tasks, which must be reduced before ``resolve`` runs. All parts' keys must exist.
 
     Raises:
         RequestError: a key file is damaged.
@@ -34,7 +34,9 @@ def plan(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> li
 
 
 def plan_lines(folder: Path, section: CleanSection, max_bytes: int = TASK_BYTES) -> list[ReduceTask]:
-    """Return the tasks for lines, to be reduced after ``resolve``. There are none if ``clean.line_dedup_chars`` is 0.
+    """Return the line tasks, which must be reduced after ``resolve`` has run.
+
+    There are no line tasks if ``clean.line_dedup_chars`` is 0.
 
     Raises:
         RequestError: a key file is damaged.

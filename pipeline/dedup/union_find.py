@@ -14,9 +14,10 @@ Nodes = NDArray[Any]
 def join(parent: Nodes, one: Nodes, other: Nodes) -> None:
     """Join the components at the two ends of each edge, in place.
 
-    ``parent`` is initially 0, 1, 2, ... A parent is never larger than its child, so a component's root, which is its
-    own parent, is its smallest node. All edges of a block are processed together: each root is attached to the smallest
-    root that one of its edges leads to, and paths are halved until their length is 1 (Shiloach and Vishkin 1982).
+    ``parent`` is initially 0, 1, 2, ... A parent is never larger than its child. The root of a component, which is its
+    own parent, is therefore the component's smallest node. All edges of a block are processed together: each root is
+    attached to the smallest root that any of its edges leads to, and paths are halved until their length is 1 (Shiloach
+    and Vishkin 1982).
     """
     while True:
         roots, others = _roots(parent, one), _roots(parent, other)

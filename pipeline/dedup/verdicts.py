@@ -29,7 +29,7 @@ _IN_MEMORY = 128 << 20
 
 
 class Verdict(NamedTuple):
-    """The decisions on a part's documents and lines.
+    """The decisions about a part's documents and lines.
 
     Attributes:
         documents: uint8 per document: ``KEPT``, or ``EXACT`` or ``NEAR`` for a duplicate of an earlier document.
@@ -44,13 +44,13 @@ class Verdict(NamedTuple):
 
 
 class _Corpus(NamedTuple):
-    """The parts, and the number of each part's first document (with the total at the end)."""
+    """The parts, and the position of each part's first document in the corpus, followed by the number of documents."""
 
     parts: NDArray[np.int64]
     starts: NDArray[np.int64]
 
     def numbers(self, documents: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return each document's position in the corpus. Documents are given as part << 32 | row."""
+        """Return each document's position in the corpus. A document is given as ``part << 32 | row``."""
         part = np.searchsorted(self.parts, (documents >> np.uint64(32)).astype(np.int64))
         return self.starts[part] + (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
@@ -100,7 +100,7 @@ def _corpus(folder: Path, section: CleanSection) -> _Corpus:
 
 
 def _mapped(folder: Path, length: int, dtype: Any) -> NDArray[Any]:
-    """Return an array of zeros: in memory or, if it is large, in an unlinked file that disappears with the array."""
+    """Return an array of zeros. A large array is memory-mapped to an unlinked file, which disappears with the array."""
     if length * np.dtype(dtype).itemsize <= _IN_MEMORY:
         return np.zeros(length, dtype)
     partial = atomic.temp_path(_path(folder))
@@ -136,7 +136,7 @@ def _of_part(corpus: _Corpus, verdicts: NDArray[np.uint8], part: int) -> NDArray
 
 
 def kept_documents(folder: Path) -> Callable[[int], NDArray[np.bool_]]:
-    """Return a function that maps a part to the mask of the documents to keep.
+    """Return a function that maps a part number to a mask of the documents to keep.
 
     Raises:
         RequestError: ``resolve`` has not run.

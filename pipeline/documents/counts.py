@@ -1,4 +1,4 @@
-"""Counts for the documents stage: per source while parts are read, and for the manifest."""
+"""Computes the counts of the documents stage from the counts of parts and shards."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -68,7 +68,7 @@ def files_by_source(sources: list[str], shards: list[dict[str, Any]]) -> dict[st
 
 
 def write_unreadable(read: dict[str, Any], work: Path) -> None:
-    """If inputs could not be read, write examples to ``unreadable.json``, grouped by source and reason."""
+    """Write examples of unreadable inputs, if there are any, to ``unreadable.json``, grouped by source and reason."""
     examples = {name: counts["bad"].examples for name, counts in read.items() if counts["bad"].reasons}
     if examples:
         atomic.write_json(work / "unreadable.json", examples)

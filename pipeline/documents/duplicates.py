@@ -70,7 +70,7 @@ class SampleThresholds(NamedTuple):
     by_source: dict[str, int | None]
 
     def mask(self, dataset: str, ids: pyarrow.ChunkedArray) -> NDArray[np.bool_]:
-        """Return the mask of the documents that are sampled."""
+        """Return a mask of the documents that are sampled."""
         largest = self.by_source.get(dataset)
         if largest is None:
             return np.ones(len(ids), dtype=bool)
@@ -86,7 +86,7 @@ def _thresholds_path(parts: Path) -> Path:
 
 
 def _compute_thresholds(recipe: Recipe, parts: Path, owners: list[str]) -> None:
-    """Write the threshold of every source that has ``sample_bytes``. ``owners`` lists the source of each part."""
+    """Compute and write the threshold of every source with ``sample_bytes``. ``owners`` lists each part's source."""
 
     def pieces(dataset: str) -> Pieces:
         for number, owner in enumerate(owners):

@@ -185,7 +185,7 @@ def clean_part(
 
 
 def _cleaned(table: pyarrow.Table, masked: Counter[str]) -> tuple[pyarrow.Table, pyarrow.Table]:
-    """Return the kept documents and the dropped documents. Add the numbers of replacements to ``masked``."""
+    """Return the kept and the dropped documents. Adds the number of replacements of each kind to ``masked``."""
     cleaned = _cleaner[0](table["text"].chunk(0))
     masked.update(cleaned.masked)
     table = table.set_column(1, "text", cleaned.texts)
@@ -199,7 +199,7 @@ def _cleaned(table: pyarrow.Table, masked: Counter[str]) -> tuple[pyarrow.Table,
 
 
 def prepare(section: CleanSection, warn: bool = False) -> None:
-    """Create this process's cleaner for ``clean_part``. With ``warn``, print its warnings to stderr.
+    """Create this process's cleaner for ``clean_part``. If ``warn`` is set, print the cleaner's warnings to stderr.
 
     Raises:
         RequestError: a rule needs a package or evaluation texts that are missing.
@@ -215,7 +215,7 @@ _cleaner: list[Cleaner] = []
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yield lists of documents. A list has about as much text as a row group."""
+    """Yield lists of documents, each with about as much text as a row group."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -252,8 +252,8 @@ def with_digests(table: pyarrow.Table) -> pyarrow.Table:
     """Convert documents to ``KEPT_SCHEMA`` by adding the size and digest of each text.
 
     If a document has a target, the first half of its digest comes from the text, and the second half from the text and
-    the target. So documents with the same text but different targets are not duplicates, but they are held out together
-    (``pipeline/tokens/held_out.py``).
+    the target. As a result, documents with the same text but different targets are not duplicates, but they are held
+    out together (``pipeline/tokens/held_out.py``).
     """
     texts = table["text"].combine_chunks()
     sizes = compute.binary_length(texts).cast(pyarrow.int64())
@@ -268,7 +268,7 @@ def with_digests(table: pyarrow.Table) -> pyarrow.Table:
 def _digests(texts: pyarrow.LargeStringArray, targets: pyarrow.LargeStringArray) -> Iterator[bytes]:
     """Yield each text's SHA-256.
 
-    For a text with a target, yield 8 bytes of that hash and 8 bytes of a SHA-256 over the text and the target.
+    For a text with a target, yield the first 8 bytes of that hash and 8 bytes of a SHA-256 over text and target.
     """
     text_digests = (hashlib.sha256(text).digest() for text in _views(texts))
     if targets.null_count == len(targets):

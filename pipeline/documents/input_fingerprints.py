@@ -1,7 +1,7 @@
 """Fingerprints of the inputs that the documents are built from.
 
-Finished documents stay usable without their raw text. If it was removed or cannot be reached over the network, the
-recorded fingerprints are used instead.
+Finished documents stay usable without their raw text. If an input was removed or cannot be reached over the network,
+its recorded fingerprint is used instead.
 """
 
 import glob
@@ -88,7 +88,7 @@ def changes(recorded: dict[str, str], now: dict[str, str], digests: SourceDigest
 
 
 def local_paths(recipe: Recipe, sources: dict[str, Source]) -> dict[str, str]:
-    """Return the recipe key and path of every input on this machine, for the manifest's details."""
+    """Return a map from recipe key to path for the inputs on this machine, for the manifest's details."""
     inputs = _inputs(recipe, sources)
     return {item.key: item.path for item in inputs if item.path is not None and _exists_here(item.path)}
 
@@ -146,7 +146,7 @@ def current_or_recorded(
 
 
 def _exists_here(path: str) -> bool:
-    """Return whether this machine has a file at, below or matching the path. Also true if access is denied."""
+    """Return whether a local file exists at or below the path, or matches it as a pattern. True if access is denied."""
     if remote.is_url(path.removeprefix("file://")):
         return False
     local = Path(path.removeprefix("file://")).expanduser()

@@ -1,4 +1,4 @@
-"""Parquet files of documents, written one row group at a time and moved into place by a rename."""
+"""Writes Parquet files of documents one row group at a time, and moves complete files into place by a rename."""
 
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,7 @@ REJECTED_SCHEMA = pyarrow.schema(
 
 
 class RowFile:
-    """A context manager that writes one parquet file."""
+    """A context manager that writes one Parquet file."""
 
     def __init__(self, path: Path, schema: pyarrow.Schema, compression: str, needed: bool = True) -> None:
         """Open the file.
@@ -48,7 +48,7 @@ class RowFile:
         self._needed = needed
 
     def write(self, table: pyarrow.Table) -> None:
-        """Append rows. They are buffered until there is enough text for a row group."""
+        """Append rows, which are buffered until there is enough text for a row group."""
         if not len(table):
             return
         self._buffer.append(table)
@@ -71,7 +71,7 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish the file or, after an exception, remove it."""
+        """Move the file into place or, after an exception, remove it."""
         if kind is not None:
             self._writer.close()
             self._partial.unlink()

@@ -19,7 +19,7 @@ _KEYS = {DUPLICATE: "data.clean.exact_dedup", NEAR_DUPLICATE: "data.clean.near_d
 
 
 def check_reading(recipe: Recipe, sources: dict[str, Source], parts: Path) -> None:
-    """Check the counts of all parts. If a check fails and no source has any documents left, the parts are removed.
+    """Check the counts of all parts. Removes the parts if a check fails and no source has any documents left.
 
     Raises:
         RequestError: a part is not finished, too many inputs of a source are unreadable, or cleaning dropped all of a

@@ -11,8 +11,8 @@ Several tasks can share the first three steps. An interrupted step resumes where
 
 ``documents/clean-*.parquet`` has the columns id, text, source, kind, target (null if there is none), bytes (the text's
 size in UTF-8) and digest (the first half of the text's SHA-256 or, if there is a target, a digest of both).
-``rejected-*.parquet`` holds the dropped documents with the reason. ``unreadable.json`` is written if inputs could not
-be read. It lists the first hundred for each reason.
+``rejected-*.parquet`` holds the dropped documents, each with the reason. ``unreadable.json`` is written if inputs could
+not be read, and lists the first hundred of them for each reason.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ from pipeline.sources.storage.digests import digests_of
 
 @contextmanager
 def _open_stage(recipe: Recipe, task_shard: TaskShard) -> Iterator[tuple[Stage, dict[str, Source]]]:
-    """Open the stage and its sources. If the documents are finished, the sources may be missing."""
+    """Open the stage and its sources. Finished documents can be opened even if their sources are missing."""
     target = RunLayout.of(recipe).documents
     sources = open_sources(recipe)
     published = repair_hints.read_manifest("documents", target)
@@ -52,7 +52,7 @@ def _open_stage(recipe: Recipe, task_shard: TaskShard) -> Iterator[tuple[Stage, 
 
 
 def _parts_folder(stage: Stage, sources: dict[str, Source]) -> Path:
-    """Return the parts folder. Its name depends on how the sources are divided, so that no other parts are reused."""
+    """Return the parts folder. Its name depends on how the sources are divided, so stale parts are never reused."""
     scheme = fingerprint.of_value([source.partition_scheme for source in sources.values()])
     return stage.scratch / f"parts-{scheme[:12]}"
 
@@ -82,7 +82,7 @@ def ingest(recipe: Recipe, task_shard: TaskShard) -> list[str] | None:
 
 
 def find_duplicates(recipe: Recipe, task_shard: TaskShard) -> bool:
-    """Compare the documents of all parts.
+    """Find duplicates among the documents of all parts: run the comparisons assigned to one task.
 
     Returns:
         Whether all comparisons are finished and the documents to keep have been chosen.
@@ -102,7 +102,7 @@ def find_duplicates(recipe: Recipe, task_shard: TaskShard) -> bool:
 
 
 def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
-    """Do all the remaining work and publish the documents. With several tasks, only write this task's shards.
+    """Do all remaining work and publish the documents. If there are several tasks, only write this task's shards.
 
     Returns:
         The manifest, or None if the documents were up to date or if this was one of several tasks.
@@ -129,7 +129,7 @@ def build(recipe: Recipe, task_shard: TaskShard = ALL_TASKS) -> Manifest | None:
 def _publish(
     recipe: Recipe, stage: Stage, sources: dict[str, Source], parts: Path, shards: list[dict[str, Any]]
 ) -> Manifest:
-    """Publish the shards, which are given by their counts.
+    """Publish the shards as the documents artefact. ``shards`` holds each shard's counts.
 
     Raises:
         RequestError: a source has no documents left.

@@ -10,7 +10,7 @@ from artefacts.pages.formats import compact
 
 
 def sources(counts_by_source: dict[str, Any]) -> list[str]:
-    """Return tables of the sources, the reasons for dropping documents, and masked data (see ``counts.by_source``)."""
+    """Return tables of sources, dropped documents by reason, and masked data (see ``counts.by_source``)."""
     rows = [("source", "read", "of text", "kept", "of text", "dropped", "unreadable")]
     dropped: Counter[str] = Counter()
     masked: Counter[str] = Counter()
@@ -39,7 +39,7 @@ def sources(counts_by_source: dict[str, Any]) -> list[str]:
 
 
 def coverage(parts: Path) -> str:
-    """Return a line that says how many parts of the source the tables cover."""
+    """Return a line that says how many of the sources' parts the tables cover."""
     total = atomic.read_json(parts / "parts.json")["parts"]
     read = len(list(parts.glob("[0-9]*.json")))
     if read >= total:
@@ -48,7 +48,7 @@ def coverage(parts: Path) -> str:
 
 
 def lengths(paths: list[Path]) -> list[str]:
-    """Return quantiles and a histogram of the lengths of documents in parquet files, in UTF-8 bytes."""
+    """Return quantiles and a histogram of document lengths, in UTF-8 bytes, read from Parquet files."""
     import numpy as np
     import pyarrow.parquet as parquet
 

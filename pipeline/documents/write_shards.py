@@ -1,4 +1,4 @@
-"""Third step of the documents stage: write the kept documents to the shards to be published.
+"""Third step of the documents stage: write the documents to shards, which the stage then publishes.
 
 Shard NNNNN covers consecutive parts of one source. It consists of ``clean-NNNNN.parquet`` and, if documents were
 dropped, ``rejected-NNNNN.parquet``. Its counts are written last, to ``shards/NNNNN.json`` in the parts folder.
@@ -136,7 +136,7 @@ def _groups(path: Path) -> Iterator[pyarrow.Table]:
 
 
 class _Filtered(NamedTuple):
-    """A row group after removing duplicates and documents that are not sampled.
+    """A row group, split into the documents that stay and the documents that are dropped.
 
     Attributes:
         kept: the documents that stay.

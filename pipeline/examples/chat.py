@@ -134,7 +134,7 @@ def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: 
 
 
 def _pydocs(recipe: Recipe) -> SourceSection | None:
-    """Return the recipe's pydocs source, or None. Its validation documents must not become examples."""
+    """Return the recipe's pydocs source, or None. The source's validation documents must not become examples."""
     return next((section for section in recipe.data.named_sources.values() if section.kind == "pydocs"), None)
 
 
@@ -218,7 +218,7 @@ def _sampled(
 
 
 def _too_few(left: int, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
-    """Return the error for too few examples. It says why examples were dropped and what to change."""
+    """Return the error to raise for too few examples. It says why examples were dropped and what to change."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
     hints = ["add text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
     hints += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]

@@ -6,7 +6,7 @@ from configs.schema import Recipe
 
 
 def examples_identity(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe keys that the examples depend on, for a model trained on documents with targets."""
+    """Return the recipe keys and values that the examples of a supervised model depend on."""
     identity = {
         "task": recipe.task,
         "context_length": recipe.train.context_length,

@@ -30,7 +30,7 @@ _LEAST_CHARS, _MOST_CHARS, _LEAST_WORDS = 20, 240, 4
 
 
 class Question(NamedTuple):
-    """A question, its answer, and the id of the document that both come from."""
+    """A question, its answer, and the id of the source document."""
 
     question: str
     answer: str

@@ -1,16 +1,16 @@
 """Choose which chat examples to hold out, so that training examples don't give away the held-out answers.
 
-Two examples are tied, which means that they are put on the same side, if they have
+Tied examples are put on the same side of the split. Two examples are tied if they have
 
 - the same question, ignoring case, spacing and punctuation;
-- nearly the same question: numbers differ, one word was added, removed or changed, or the word order differs;
+- nearly the same question: they differ in numbers, in word order, or by one word added, removed or changed;
 - long questions with many word sequences in common (found by MinHash, as for near-duplicate documents);
 - the same answer.
 
-Text that many examples share, such as a question template, a class label or a stock phrase, doesn't tie them, and
-some examples with a common answer are always left for training. In a conversation, each assistant message is an answer,
-and its question consists of all user messages so far. The split depends on the seed and the examples, not on their
-order.
+Text that many examples share, such as a question template, a class label or a stock phrase, doesn't tie them. At least
+one example of every common answer is always left for training. In a conversation, each assistant message is an answer,
+and its question consists of all user messages so far. The split depends on the seed and the examples, but not on the
+examples' order.
 """
 
 import re
@@ -80,7 +80,7 @@ class _Turns(NamedTuple):
 
 
 class _Answers(NamedTuple):
-    """Distinct (answer, example) pairs, as parallel arrays."""
+    """Distinct (answer, example) pairs, stored as two parallel arrays."""
 
     answers: Ints
     examples: Ints
@@ -154,7 +154,7 @@ def _comparable(text: str) -> str:
 
 
 def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
-    """Return the common answers and the rare answers."""
+    """Return the (answer, example) pairs of common answers and of rare answers."""
     has_answer = turns.answers >= 0
     answers, examples = _distinct(turns.answers[has_answer], turns.examples[has_answer])
     short = np.array([len(text.encode()) < _SHORT_BYTES for text in turns.answer_texts], bool)
@@ -166,8 +166,8 @@ def _by_frequency(turns: _Turns, few: int) -> tuple[_Answers, _Answers]:
 def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
     """Tie examples whose questions are in the same family, and return the root of each example.
 
-    The last question of a conversation always counts. An earlier question ties conversations only if few of them
-    contain it, so a common greeting at the start does not tie them.
+    Conversations whose last questions are in the same family are always tied. An earlier question ties conversations
+    only if few of them contain it, so a common greeting at the start does not tie them.
     """
     parent = np.arange(count)
     has_question = turns.questions >= 0
@@ -183,7 +183,10 @@ def _question_ties(turns: _Turns, families: Ints, count: int, few: int) -> Ints:
 
 
 def _families(questions: list[str], few: int) -> Ints:
-    """Return, for each question, the first similar question, or itself if many are similar (a template)."""
+    """Return, for each question, the index of the first question in its family of similar questions.
+
+    A question whose family has more than ``few`` members, such as a template, is a family of its own.
+    """
     parent = np.arange(len(questions))
     texts = pyarrow.array([_NUMBER.sub("0", question) for question in questions], pyarrow.large_string())
     hashes, owners = sequences(pyarrow.chunked_array([texts]), 1)
@@ -215,7 +218,7 @@ def _bands(texts: pyarrow.LargeStringArray, chosen: Ints) -> tuple[Hashes, Ints]
 
 
 def _distinct(keys: NDArray[np.generic], members: Ints) -> tuple[NDArray[np.generic], Ints]:
-    """Return the distinct pairs, sorted by key."""
+    """Return the distinct (key, member) pairs, sorted by key."""
     order = np.lexsort((members, keys))
     keys, members = keys[order], members[order]
     is_new = np.ones(len(keys), bool)
@@ -224,7 +227,7 @@ def _distinct(keys: NDArray[np.generic], members: Ints) -> tuple[NDArray[np.gene
 
 
 def _tie(parent: Ints, keys: NDArray[np.generic], members: Ints, most: int | None = None) -> None:
-    """Join the members of each key, in place. Keys with more than ``most`` members are skipped."""
+    """Tie the members of each key to each other, in place. Keys with more than ``most`` members are skipped."""
     keys, members = _distinct(keys, members)
     same = keys[1:] == keys[:-1]
     if most is not None:
@@ -237,8 +240,8 @@ def _tie(parent: Ints, keys: NDArray[np.generic], members: Ints, most: int | Non
 def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
     """Hold out groups of tied examples, ordered by their smallest hash, up to ``target`` examples in total.
 
-    A group is skipped if it would leave no training example for a common answer. If no group fits, the smallest one is
-    held out, provided it has at most ``2 * target`` examples. The mask may be all False.
+    A group is skipped if holding it out would leave no training example for a common answer. If no group fits, the
+    smallest group is tried again with a limit of ``2 * target`` examples. If that fails too, the mask is all False.
     """
     _, group, sizes = np.unique(ties, return_inverse=True, return_counts=True)
     least = np.full(len(sizes), ~np.uint64(0))
@@ -251,9 +254,9 @@ def _choose(ties: Ints, hashes: Hashes, target: int, common: _Answers) -> Mask:
     room = target
 
     def hold_out(number: int, most: int) -> int:
-        """Hold out a group, unless it has more than ``most`` examples or all remaining examples with a common answer.
+        """Hold out a group and return its size, or return 0 if it cannot be held out.
 
-        Returns the group's size, or 0 if it is not held out.
+        A group with more than ``most`` examples, or with all remaining examples of a common answer, cannot be held out.
         """
         in_group = Counter(answers[ends[number] : ends[number + 1]].tolist())
         if sizes[number] > most or any(left[answer] <= count for answer, count in in_group.items()):

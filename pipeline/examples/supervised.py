@@ -1,4 +1,4 @@
-"""The examples stage for supervised models. A text's target is a label per token, another text, or a class.
+"""The examples stage for supervised models. The target of a text is one label per token, another text, or a class.
 
 ``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, targets (ids) or label (class index), and
 source (document id). Documents are split by their digests, as for token shards.
@@ -93,7 +93,7 @@ def _classes(recipe: Recipe, files: dict[str, list[Path]]) -> tuple[str, ...]:
 def _encode(
     recipe: Recipe, files: dict[str, list[Path]], classes: tuple[str, ...], stage: Stage
 ) -> tuple[dict[str, Any], list[str]]:
-    """Write the files. Returns the counts for the manifest, and the sources with a forced held-out document."""
+    """Write the files. Returns the counts for the manifest and the sources from which a document had to be held out."""
     from pipeline.examples import supervised_blocks
     from pipeline.tokens import encode, held_out
     from tokenizer.registry import load_tokenizer

@@ -1,8 +1,8 @@
 """Encode documents with targets into supervised examples, in independent blocks.
 
 Block N (see ``pipeline.tokens.encode``) writes ``train-NNNNN.parquet`` and ``held-out-NNNNN.parquet``. A file is
-written only if there are examples for its side. The block's counts, ``NNNNN.json``, are written last, so a block with
-that file is finished.
+written only if the block has examples for that side of the split. The block's counts, ``NNNNN.json``, are written last,
+so a block with that file is finished.
 """
 
 from collections import Counter
@@ -73,7 +73,7 @@ class _Examples(NamedTuple):
 
 
 def prepare(tokenizer: Path, task: Task, thresholds: Thresholds) -> None:
-    """Load the objects that ``encode`` needs into this process."""
+    """Load the objects that ``encode`` needs in this process."""
     _state[:] = [(load_tokenizer(tokenizer), task, thresholds)]
 
 
@@ -178,7 +178,7 @@ def _examples(documents: pyarrow.Table, tokenizer: Tokenizer, task: Task) -> _Ex
 
 
 def trimmed(targets: pyarrow.Array) -> pyarrow.Array:
-    """Strip whitespace around labels. A label becomes null if nothing is left."""
+    """Strip whitespace around labels. Labels that are then empty become null."""
     stripped = compute.utf8_trim_whitespace(targets)
     return compute.if_else(compute.equal(stripped, ""), None, stripped)
 

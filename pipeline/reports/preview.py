@@ -1,4 +1,4 @@
-"""Preview a source: read and clean its first documents in a temporary folder, without touching the run's files."""
+"""Preview each source: read and clean its first documents in a temporary folder, without touching the run's files."""
 
 import tempfile
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def preview(recipe: Recipe, limit: int) -> list[str]:
 
 
 class _Patient:
-    """Reads a source, and stops if none of its first inputs can be read, counted across parts."""
+    """Reads a source's parts, and stops if all of its first inputs are unreadable. Inputs are counted across parts."""
 
     def __init__(self, source: Source, patience: int) -> None:
         self._source = source
@@ -71,7 +71,7 @@ class _Patient:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the first inputs were all unreadable, so that reading stops."""
+        """Whether reading has stopped because all of the first inputs were unreadable."""
         return not self._good and self._left <= 0
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:

@@ -13,7 +13,7 @@ _SHOWN_CHARS = 200
 
 
 def rejected(recipe: Recipe, reason: str | None, limit: int) -> Iterator[str]:
-    """Yield lines with the number of dropped documents by reason, then the id, reason and beginning of some of them.
+    """Yield the number of documents dropped for each reason, then the id, reason and beginning of some documents.
 
     Args:
         recipe: the recipe that the documents were built with.

@@ -51,7 +51,7 @@ def _reported_counts(published: Manifest) -> dict[str, Any]:
 
 
 def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
-    """Return lines of names and numbers. If there are several sources, each has a column, and so does the total."""
+    """Return lines of names and numbers. If there are several sources, there is a column for each and for the total."""
     total = {key: value for key, value in counts.items() if key != "sources"}
     sources = counts.get("sources", {})
     counts_of_columns = [*sources.values(), total]
@@ -69,7 +69,7 @@ def _columns(counts: dict[str, Any], ratios: bool) -> list[str]:
 
 
 def _flat(counts: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested counts to names and numbers. Outer names become prefixes. Reasons and classes are kept as is."""
+    """Flatten nested counts to names and numbers. Outer names become prefixes. Reasons and classes are not changed."""
     rows: dict[str, str] = {}
     for key, value in counts.items():
         label = key if prefix.endswith(("dropped: ", "bad inputs: ", "classes: ")) else key.replace("_", " ")

@@ -142,9 +142,9 @@ def _tokens_section(layout: RunLayout, published: Manifest, documents: Manifest 
 
 
 def _bytes_per_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArray[np.float64]]:
-    """Return bytes per token for the first training documents of each source.
+    """Return the bytes per token of each source's first training documents.
 
-    Sources whose token shards have fewer documents than were measured are omitted.
+    A source is omitted if its token shards have fewer documents than were read from its documents files.
     """
     path = layout.tokens / "validation.parquet"
     with repair_hints.reading("tokens", path):
@@ -166,7 +166,7 @@ def _bytes_per_token(layout: RunLayout, documents: Manifest) -> dict[str, NDArra
 
 
 def _visible(piece: str) -> str:
-    r"""Return a piece with control characters made visible, such as \n."""
+    r"""Escape the control characters in a piece, so that a newline is shown as \n."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in piece)
 
 

@@ -174,7 +174,7 @@ def _damage(folder: Path) -> list[str]:
 
 
 def _fault(error: RequestError) -> str:
-    """Return the error message without its general fix, because the caller has a more specific one."""
+    """Return the error message without its general advice, because the caller adds a more specific fix."""
     return error.fault if isinstance(error, (manifest.DamagedError, manifest.OtherFormatError)) else str(error)
 
 

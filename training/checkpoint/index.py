@@ -51,7 +51,10 @@ def rank_file(rank: int) -> str:
 
 @dataclass(frozen=True, order=True)
 class _Stored:
-    """Elements ``start`` .. ``start+numel``-1 of a parameter, stored at ``offset`` in a file's NUMBER.STATE tensors."""
+    """A range of consecutive elements of a parameter.
+
+    The range begins at element ``start``, and is stored at ``offset`` in the NUMBER.STATE tensors of a file.
+    """
 
     start: int
     numel: int
@@ -84,7 +87,7 @@ class Contents:
     """The tensors of one checkpoint. Files are memory-mapped, so only tensors that are read take memory."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the slice tables of all files.
+        """Read the tables of slices from all files.
 
         Raises:
             DamagedError: some of a parameter's elements are missing from the files.
@@ -100,7 +103,7 @@ class Contents:
                 raise DamagedError(f"{folder}: {name} is incomplete", "use another checkpoint")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle, without open files: another process opens its own."""
+        """Return the state to pickle. It contains no open files, because each process must open the files itself."""
         return {**vars(self), "_open": {}}
 
     def _add(self, file: str, table: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints to keep. A checkpoint is kept if any of the three rules applies.
+    """The rules for keeping checkpoints. A checkpoint is kept if any of the three rules applies.
 
     Attributes:
         newest: keep this many of the newest checkpoints.

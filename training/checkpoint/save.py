@@ -54,7 +54,7 @@ class RunIdentity:
 
 @dataclass
 class _Pending:
-    """A checkpoint that is being written; ``entry`` will be the manifest entry of this rank's file."""
+    """A checkpoint that is being written. ``entry`` is a future for the manifest entry of this rank's file."""
 
     step: int
     counts: dict[str, Any]
@@ -121,9 +121,9 @@ class Saver:
         self._pending = _Pending(step, counts, {**state, "scaler": self._scaler_state()}, entry)
 
     def reduce_inputs(self) -> list[float]:
-        """Return this rank's numbers to be summed over ranks.
+        """Return the numbers that this rank contributes to the sum over all ranks.
 
-        They are [1, 0] if the rank's file has been written, [0, 1] if writing failed, and [0, 0] otherwise.
+        The numbers are [1, 0] if the rank's file has been written, [0, 1] if writing failed, and [0, 0] otherwise.
         """
         if self._publishing is not None and self._publishing.done():
             self._finish_publishing()
@@ -132,7 +132,7 @@ class Saver:
         return [0.0, 1.0] if self._pending.entry.exception() else [1.0, 0.0]
 
     def on_reduced(self, sums: Sequence[float]) -> None:
-        """Receive the sums over all ranks. Once every rank is done, publish the checkpoint or drop it."""
+        """Receive the sums over all ranks. If every rank has finished writing, publish the checkpoint or drop it."""
         if self._pending is not None and sum(sums) == self._ranks.size:
             self._publish_or_drop()
 
@@ -197,7 +197,7 @@ class Saver:
         shutil.rmtree(self._partial(step), ignore_errors=True)
 
     def _finish_publishing(self) -> None:
-        """Wait for rank 0 to publish a checkpoint, if it is doing so, and warn if that fails."""
+        """If rank 0 is publishing a checkpoint, wait until it is done. Warns if publishing failed."""
         publishing, self._publishing = self._publishing, None
         if publishing is not None and (error := publishing.exception()):
             self._failure = _describe(error)

@@ -14,13 +14,13 @@ RANDOM = "random."
 
 
 class Snapshot:
-    """Host memory for a rank's shard of the training state, reused for every checkpoint. Pinned if the rank has a GPU.
+    """Host memory for a rank's shard of the training state, reused for every checkpoint. It is pinned on CUDA.
 
     If several ranks hold the same parameter, each copies a different part of it, so that every element is written once.
     """
 
     def __init__(self, partitions: Partitions, device: torch.device, first: bool) -> None:
-        """Initialize the snapshot; host memory is allocated when it is first needed.
+        """Initialize the snapshot. Host memory is allocated when it is first needed.
 
         Args:
             partitions: the engine's partitions.
@@ -88,7 +88,7 @@ def _share(partition: Partition) -> tuple[int, int]:
 
 
 def _cut(partition: Partition, begin: int, end: int) -> list[tuple[str, tuple[int, ...], int, int, int]]:
-    """Return the slices within elements ``begin`` .. ``end``-1 of a partition, with offsets relative to ``begin``."""
+    """Return the slices in the range [``begin``, ``end``) of a partition, with offsets relative to ``begin``."""
     slices = []
     for piece in partition.slices:
         low, high = max(piece.offset, begin), min(piece.offset + piece.numel, end)

@@ -86,7 +86,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Separate subcommands and files from overrides, and reject conflicting options, which argparse cannot do."""
+    """Do what argparse cannot: separate subcommands and files from overrides, and reject conflicting options."""
     if parsed.verb == "inspect":
         _validate_inspect(parser, parsed)
     if parsed.verb == "evaluate":

@@ -77,7 +77,7 @@ def _require_layers(recipe: Recipe, layers: Collection[int]) -> None:
 
 
 def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | None) -> list[int]:
-    """Return the token ids of the text, the prompt, or the start of a validation document."""
+    """Return the token ids of ``text``. Defaults to the prompt or, if that is empty, to a validation document."""
     if text is not None:
         return _checked(recipe, tokenizer, "--text", text)
     if recipe.generate.prompt:
@@ -93,7 +93,11 @@ def _ids(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer, text: str | No
 
 
 def _checked(recipe: Recipe, tokenizer: Tokenizer, key: str, text: str, more: int = 0) -> list[int]:
-    """Return a text's token ids. Raises ``RequestError`` if a map cannot show them together with ``more`` tokens."""
+    """Return a text's token ids.
+
+    Raises:
+        RequestError: the text has no tokens, or it has too many to fit in a map together with ``more`` other tokens.
+    """
     ids = encode_prompt(text, tokenizer, key)
     if not ids:
         raise RequestError(f"{key} has no tokens: pass some text")
@@ -113,5 +117,5 @@ def _labeled(attention: AttentionMap, tokens: dict[str, list[str]], pooled: int)
 
 
 def _joined(labels: Sequence[str], size: int) -> list[str]:
-    """Join each group of ``size`` labels, because the encoder outputs are pooled in such groups for cross-attention."""
+    """Join each group of ``size`` labels into one, because cross-attention pools the encoder outputs in such groups."""
     return ["".join(labels[first : first + size]) for first in range(0, len(labels), size)]

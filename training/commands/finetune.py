@@ -1,6 +1,6 @@
 """``python -m training finetune``: fine-tunes the pretrained model on chat examples.
 
-The loss covers the assistant's turns only.
+Only the assistant's turns contribute to the loss.
 """
 
 import math
@@ -51,7 +51,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
 
 
 def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
-    """Return the largest micro-batch that divides a rank's batch and has at most pretraining's number of tokens."""
+    """Return the largest micro-batch that divides a rank's batch and has no more tokens than in pretraining."""
     share = section.batch_examples // recipe.ranks
     tokens = recipe.micro_batch * recipe.train.context_length
     fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]

@@ -85,7 +85,7 @@ def import_model(recipe: Recipe, folder: Path) -> int:
 
 
 def _model(recipe: Recipe, folder: Path, prediction: PredictionLayers) -> Any:
-    """Build the recipe's model with the weights from a directory."""
+    """Build the recipe's model, and load the weights from a model directory into it."""
     model = build_model(recipe.model, recipe.vocab_size)
     weights = prediction.kept(weights_in(folder))
     if prediction.new:
@@ -101,7 +101,7 @@ def _model(recipe: Recipe, folder: Path, prediction: PredictionLayers) -> Any:
 def _require_same(recipe: Recipe, folder: Path, config: dict[str, Any]) -> None:
     """Raise ``RequestError`` if the model differs from the recipe's.
 
-    The message names the first key that differs, and all keys to set.
+    The message names the first key that differs, and lists all keys to set.
     """
     released = format_of(recipe.model)
     try:
@@ -140,7 +140,7 @@ def _require_same_tokens(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _pieces(folder: Path) -> dict[int, str]:
-    """Return the tokens of a model directory's tokenizer by id; empty if the directory has no tokenizer.
+    """Return a map from id to token for a model directory's tokenizer. It is empty if the directory has no tokenizer.
 
     Raises:
         RequestError: the tokenizer's file is damaged.

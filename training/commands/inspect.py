@@ -29,9 +29,10 @@ def inspect(recipe: Recipe) -> int:
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """Return lines with all tensors' shapes, all modules' output shapes, parameters and FLOPs by component, and totals.
+    """Return lines with the shapes of all tensors and module outputs, parameters and FLOPs by component, and totals.
 
-    Identical layers are listed once. The closed-form parameter count is checked against the actual model.
+    Parameters by component and FLOPs are left out if the recipe has no train section. Identical layers are listed once.
+    The closed-form parameter count is checked against the actual model.
     """
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.vocab_size)
@@ -57,7 +58,7 @@ def lines(recipe: Recipe) -> list[str]:
 
 
 def outputs(recipe: Recipe) -> list[str]:
-    """Return a table of every module's output shape for one sequence of the recipe's context length."""
+    """Return a table of every module's output shape for one sequence of the recipe's (or a default) context length."""
     train, max_seq_len = recipe.train_section, recipe.model.max_seq_len
     length = train.context_length if train else min(max_seq_len or _LENGTH, _LENGTH)
     rows = list(folded([*output_shapes(recipe.model, recipe.vocab_size, length).items()]))
@@ -74,9 +75,9 @@ _LAYER = re.compile(r"((?:.*\.)?layers)\.(\d+)(\..*|$)")
 
 
 def output_shapes(section: ModelSection, vocab_size: int, length: int, samples: int = 1) -> dict[str, tuple[str, str]]:
-    """Return the class and output shape of every module that a forward pass runs, by name, in the model's order.
+    """Return the class and output shape of every module in a forward pass, by name, in the model's order.
 
-    As in training, the modules for multi-token prediction run too.
+    As in training, the pass includes the modules for multi-token prediction.
 
     Args:
         section: the recipe's model section.
@@ -111,9 +112,10 @@ def _forward(model: Any, section: ModelSection, ids_BT: torch.Tensor) -> None:
 
 
 def _avoid_values(module: Any) -> None:
-    """Replace code that depends on tensor values, which fake tensors do not have.
+    """Replace a module's code that depends on tensor values, because fake tensors have no values.
 
-    Experts then return one row per token regardless of the routing, and heads return logits even if there are labels.
+    After that, experts return one row per token regardless of the routing, and heads return logits even when they are
+    given labels.
     """
     if isinstance(module, Experts):
         module.forward = _row_per_token  # type: ignore[method-assign, assignment]
@@ -132,7 +134,7 @@ def _logits(head: OutputHead, hidden: torch.Tensor, _labels: torch.Tensor | None
 def shape_of(output: Any) -> str:
     """Format a tensor's shape as ``2 x 16 x 64``, or ``1`` for a scalar.
 
-    For a mapping or tuple, lists the shapes of its tensors, with names if there are any.
+    A mapping or tuple becomes a list of its tensors' shapes, with the tensors' names if there are any.
     """
     if isinstance(output, torch.Tensor):
         return " x ".join(f"{size:,}" for size in output.shape) or "1"

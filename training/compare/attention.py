@@ -1,7 +1,7 @@
 """Compares attention implementations at several lengths: how time scales with length, and whether results agree.
 
 ``written out`` materializes the full score matrix. ``full`` is the implementation used by models without a window:
-PyTorch's fused kernel, or, on CPU and up to a certain length, blocks of plain matrix products. ``window`` is the
+PyTorch's fused kernel or, for sequences up to a certain length on CPU, blockwise matrix products. ``window`` is the
 implementation used by sliding-window models: FlexAttention on GPU, blockwise attention on CPU. The cost of ``window``
 grows linearly with the length.
 """
@@ -32,7 +32,7 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def ways(scale: float, window: int) -> dict[str, Attend]:
-    """Return the implementations by name: functions of queries, keys and values [1, N, T, H]."""
+    """Return the implementations by name. Each is a function of queries, keys and values [1, N, T, H]."""
     return {
         "written out": lambda q, k, v: attention_weights(q, k, scale, Mask(True)) @ v,
         "full": lambda q, k, v: attention(q, k, v, scale, Mask(True)),
@@ -79,7 +79,10 @@ def compare_attention(recipe: Recipe, steps: int) -> int:
 
 
 def lengths_for(heads: int, context: int) -> list[int]:
-    """Return the lengths to compare. The longest is a multiple of the context, or less if its scores would not fit."""
+    """Return the lengths to compare.
+
+    The longest is ``_MAX_CONTEXTS`` times the context length, or less if its score matrix would be too large.
+    """
     most = min(_MAX_CONTEXTS * context, math.isqrt(_MAX_SCORES // heads))
     return [max(2, most >> halved) for halved in reversed(range(_LENGTHS))]
 
@@ -101,7 +104,7 @@ def _drawn(heads: int, length: int, size: int, device: torch.device) -> list[tor
 
 
 def _milliseconds(way: Attend, heads: int, length: int, size: int, device: torch.device, passes: int) -> float:
-    """Return the shortest time of a forward plus backward pass over one sequence, excluding the first pass."""
+    """Return the time of the fastest forward plus backward pass over one sequence, excluding the first pass."""
     leaves = [tensor.requires_grad_() for tensor in _drawn(heads, length, size, device)]
     times = []
     for _ in range(passes + 1):

@@ -1,4 +1,7 @@
-"""Compares the recipe's model in eager mode and compiled. ``model.compile`` compiles the same regions."""
+"""Compares the recipe's model in eager and compiled mode.
+
+The compiled regions are the same as with ``model.compile``.
+"""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Compares the recipe's model on every kind of device in this machine."""
+"""Compares training of the recipe's model on every kind of device in this machine."""
 
 import torch
 
@@ -19,7 +19,7 @@ def available_devices() -> list[torch.device]:
 
 
 def compare_devices(recipe: Recipe, steps: int) -> int:
-    """Print time per step, loss, and the largest difference from the CPU's losses. Returns the exit status."""
+    """Print each device's time per step, loss, and largest difference from the CPU losses. Returns the exit status."""
     data, devices = run_data(recipe), available_devices()
     trials = {device.type: trial(recipe, data, Setting(steps, device), device.type) for device in devices}
     cpu = trials["cpu"]

@@ -1,4 +1,4 @@
-"""Compares SGD, Adam, AdamW and Muon on the recipe's model, each at the best of a few learning rates."""
+"""Compares SGD, Adam, AdamW and Muon on the recipe's model, each with the best of a few learning rates."""
 
 from configs import command
 from configs.schema import Recipe
@@ -47,7 +47,7 @@ def best_rate(recipe: Recipe, data: Data, section: OptimizerSection, steps: int)
 
 
 def _section(recipe: Recipe, name: str) -> OptimizerSection:
-    """Return the recipe's settings for its own optimizer, or the defaults for any other."""
+    """Return the recipe's settings if ``name`` is its optimizer, or default settings otherwise."""
     section = recipe.train.optimizer
     if section.name == name:
         return section

@@ -59,7 +59,7 @@ class Batch:
 
 
 class Data(Protocol):
-    """A source of micro-batches, which depend only on the step, the ranks and the batch sizes."""
+    """A source of micro-batches. Their contents depend only on the step, the ranks and the batch sizes."""
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
         """Return this rank's micro-batches of optimizer step ``step``."""

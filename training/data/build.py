@@ -20,7 +20,7 @@ from training.runs import mixture_weights
 def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | ExampleData:
     """Build the pretraining data: token shards of one or several weighted sources, or examples, depending on the task.
 
-    Batches mark where documents start if ``train.mask_documents`` is set; batches of packed samples always do.
+    Batches mark document starts if ``train.mask_documents`` is set. Batches of packed samples always do.
 
     Raises:
         RequestError: shards, packing or examples are missing, damaged or made for another recipe, or they contain less
@@ -85,5 +85,5 @@ def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
 
 
 def _boundary(recipe: Recipe, layout: RunLayout) -> int | None:
-    """Return the end-of-text token's id, or None if batches need not mark where documents start."""
+    """Return the end-of-text token's id, or None if batches need not mark document starts."""
     return load_tokenizer(layout.tokenizer).end_of_text_id if recipe.train.mask_documents else None

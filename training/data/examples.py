@@ -90,7 +90,7 @@ class Examples(ABC):
         return self._batches(sample_indices(0, len(self), len(self), seed), batch)
 
     def spread(self, count: int, batch: int) -> list[Batch]:
-        """Return batches with at most ``count`` examples, evenly spaced over all of them."""
+        """Return batches with at most ``count`` examples in total, taken at even intervals from all examples."""
         return self._batches(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)), batch)
 
     def _batches(self, indices: NDArray[Any], size: int) -> list[Batch]:

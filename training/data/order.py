@@ -1,6 +1,6 @@
-"""The order of samples: a pure function of seed, number of samples and position. No permutation is stored.
+"""The order of samples, as a pure function of seed, number of samples and position. No permutation is stored.
 
-It is a keyed permutation of 0..n-1: a Feistel network over the next even power of two, applied repeatedly until the
+The order is a keyed permutation of 0..n-1: a Feistel network over the next power of four, applied repeatedly until the
 result is below n (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 """
 
@@ -20,7 +20,7 @@ _ROUNDS = 6
 
 
 def derive(seed: Key, number: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Derive a 64-bit key from a seed, different for every number (0 or more)."""
+    """Derive a 64-bit key from a seed and a number (0 or more). Different numbers give different keys."""
     return splitmix64(np.asarray(seed, np.uint64), np.asarray(number, np.uint64) + np.uint64(1))
 
 
@@ -50,7 +50,7 @@ def indices_at(positions: NDArray[np.int64], size: int, seed: Key) -> NDArray[np
 
 
 def sample_indices(first: int, count: int, size: int, seed: int) -> NDArray[np.int64]:
-    """Return ``indices_at`` for the positions first..first+count-1."""
+    """Return the sample indices at the positions ``first`` to ``first + count - 1``."""
     return indices_at(np.arange(first, first + count, dtype=np.int64), size, seed)
 
 
@@ -59,9 +59,9 @@ BLOCK = 1 << 14
 
 
 def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
-    """Return the number of slots per data set in a block.
+    """Return each data set's number of slots in a block.
 
-    It is proportional to the weights (all above 0), rounded by the largest-remainder method, and at least 1.
+    The numbers are proportional to the weights (all above 0), rounded by the largest-remainder method, and at least 1.
     """
     exact = np.array(weights, np.float64) / math.fsum(weights) * BLOCK
     places = np.floor(exact).astype(np.int64)
@@ -103,5 +103,5 @@ class Mixture:
         return chosen, local
 
     def epochs(self, samples: int) -> list[float]:
-        """Return the number of passes over each data set in ``samples`` samples of the mixture."""
+        """Return the number of passes over each data set after ``samples`` samples of the mixture."""
         return [samples * float(p) / BLOCK / size for p, size in zip(self._places, self._sizes, strict=True)]

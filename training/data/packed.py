@@ -1,7 +1,7 @@
 """Samples packed from complete documents, as listed in the index that ``pipeline.tokens.packing`` writes.
 
 A sample has T inputs: its pieces back to back, then padding. The label of a position is the next token of the same
-document. The last position of a document and the padding have no label. Every token but the first of a document is thus
+document. The last position of a document and the padding have no label. Every token except a document's first is thus
 predicted exactly once per epoch, and never from the end of another document. If a piece fills a whole sample and its
 document continues in another sample, the last label is the continuation's first token.
 """
@@ -62,7 +62,7 @@ class PackedSamples:
         return Rows(tokens, begins, ignored)
 
     def _pieces_of(self, shard: int, samples: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.int64]]:
-        """Return the pieces of selected samples in a shard, and the number of pieces in each sample."""
+        """Return the pieces of the given samples in a shard, and the number of pieces in each of these samples."""
         firsts = self._samples[shard][samples]
         counts = self._samples[shard][samples + 1] - firsts
         return self._pieces[shard][_ranges(firsts, counts)], counts
@@ -75,7 +75,7 @@ class PackedSamples:
         places: NDArray[np.int64],
         rows: Rows,
     ) -> None:
-        """Copy pieces into the rows at ``places``; ``counts`` holds the number of pieces for each row."""
+        """Copy pieces into the rows at ``places``. ``counts`` holds the number of pieces in each row."""
         assert rows.begins is not None and rows.ignored is not None
         length, sizes = self.context_length, pieces["length"].astype(np.int64)
         inputs = np.minimum(sizes, length)

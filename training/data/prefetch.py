@@ -13,13 +13,13 @@ _PATIENCE = 0.1
 
 
 class Prefetched:
-    """A wrapper around ``Data`` that prefetches the batches of the next steps, in pinned memory for a GPU.
+    """A wrapper around ``Data`` that prefetches the batches of the next steps, into pinned memory on CUDA.
 
     It is a context manager that stops the thread on exit. ``micro_batches`` re-raises the thread's errors.
     """
 
     def __init__(self, data: Data, depth: int, steps: int, device: torch.device) -> None:
-        """Initialize the wrapper; the thread starts with the first call of ``micro_batches``.
+        """Initialize the wrapper. The thread starts on the first call to ``micro_batches``.
 
         Args:
             data: the data to prefetch.
@@ -36,7 +36,7 @@ class Prefetched:
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
         """Return this rank's micro-batches of optimizer step ``step``.
 
-        If the step does not directly follow the previous one, prefetching restarts there.
+        If the step does not directly follow the previous one, prefetching restarts at this step.
         """
         if not self._depth:
             return self._data.micro_batches(step, rank, ranks, micro_batch)

@@ -55,7 +55,7 @@ class PretrainingData:
     def _samples(
         self, step: int, rank: int, ranks: int, micro_batch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the data set and index of this rank's samples. To save time, many steps are computed at once."""
+        """Return the data set and index of every sample on this rank. To save time, many steps are computed at once."""
         per_step = self._global_batch // ranks
         steps = -(-_ORDERED_AT_ONCE // per_step)
         first = step // steps * steps

@@ -1,6 +1,6 @@
 """Samples for tasks other than language modeling: examples with targets, padded to the longest in a batch.
 
-The padding token's id is 0. Models ignore padding, since every batch has lengths.
+The padding token's id is 0. Models ignore padding, because batches contain the lengths of the texts that encoders read.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ class TagExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """Return a batch with ``inputs``, ``labels`` at the same positions, and ``lengths``."""
+        """Return a batch with ``inputs``, their ``lengths``, and ``labels`` at the same positions as the inputs."""
         return Batch(
             torch.from_numpy(self._ids.padded(indices, _PAD)),
             torch.from_numpy(self._targets.padded(indices, IGNORED)),
@@ -53,7 +53,7 @@ class PairExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """Return a batch with source texts as ``source`` and their ``source_lengths``.
+        """Return a batch in which ``source`` holds the source texts and ``source_lengths`` their lengths.
 
         ``inputs`` are the targets with ``begin_id`` prepended, and ``labels`` the targets with ``end_id`` appended.
         """
@@ -81,7 +81,10 @@ class LabelExamples(Examples):
         return len(self._ids)
 
     def read(self, indices: Indices) -> Batch:
-        """Return a batch with ``inputs``, ``lengths`` and ``labels`` [B], indices into the sorted class names."""
+        """Return a batch with ``inputs``, ``lengths`` and ``labels`` [B].
+
+        Labels are indices into the sorted class names.
+        """
         return Batch(
             torch.from_numpy(self._ids.padded(indices, _PAD)),
             torch.from_numpy(self._labels[np.asarray(indices, np.int64)]),

@@ -1,4 +1,4 @@
-"""Samples that are windows of ``context_length`` tokens over each shard's concatenated documents."""
+"""Samples that are windows of ``context_length`` tokens in each shard's concatenated documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +79,7 @@ class TokenWindows:
         return Rows(tokens, self._begins(tokens))
 
     def _begins(self, tokens: NDArray[np.integer]) -> NDArray[np.bool_] | None:
-        """Return a mask [n, T] of document starts in rows of T+1 tokens, or None without ``end_of_text``."""
+        """Return a mask [n, T] of document starts in rows of T+1 tokens, or None if ``end_of_text`` is not set."""
         if self._end_of_text is None:
             return None
         begins = np.ones((len(tokens), self.context_length), dtype=bool)
@@ -87,7 +87,7 @@ class TokenWindows:
         return begins
 
     def spread(self, count: int, batch: int) -> list[Batch]:
-        """Return batches with at most ``count`` windows, evenly spaced over the split.
+        """Return batches with at most ``count`` windows in total, taken at even intervals from the split.
 
         If no shard holds a full window, the entire split is returned as padded samples. The list is empty if the split
         has no labels.

@@ -119,7 +119,7 @@ class _Limit:
 
 
 def _second_connection(store: dist.Store, seconds: int) -> dist.Store:
-    """Open a second connection to the store within ``seconds``, because the first may be blocked in a call."""
+    """Open a second connection to the store within ``seconds``. The first one may be blocked in a call."""
     usual = store.timeout  # type: ignore[attr-defined]  # torch's stubs lack this attribute and clone()
     store.set_timeout(datetime.timedelta(seconds=seconds))
     try:
@@ -138,7 +138,7 @@ def _all_to_all(ranks: Ranks) -> None:
 
 
 def _local_work_seconds(ranks: Ranks) -> float:
-    """Return the time in seconds for matrix products and copies: the minimum over a few rounds."""
+    """Return the time in seconds that matrix products and copies take, as the minimum over a few rounds."""
     size = 8192 if ranks.device.type == "cuda" else 1024  # takes tens of milliseconds on either device
     matrix = torch.randn(size, size, device=ranks.device)
 

@@ -86,7 +86,7 @@ def _without_compile() -> Iterator[None]:
 
 
 def _uncompiled(function: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
-    """Stand in for ``torch.compile``, called either with a function or, as a decorator with options, without one."""
+    """Return the function unchanged. As with ``torch.compile``, passing only options returns a decorator."""
     return _uncompiled if function is None else function
 
 

@@ -1,4 +1,4 @@
-"""Converts a recipe's train section to a DeepSpeed configuration: a pure function that does not need torch."""
+"""Converts a recipe's train section to a DeepSpeed configuration, in a pure function that does not need torch."""
 
 import os
 from pathlib import Path
@@ -52,7 +52,7 @@ def deepspeed_config(
 
 
 def clips_in_trainer(train: TrainSection) -> bool:
-    """Return whether the trainer clips gradients instead of DeepSpeed (see training/engine/gradients.py)."""
+    """Return whether the trainer, not DeepSpeed, clips gradients (see training/engine/gradients.py)."""
     return train.zero_stage == 0 and train.precision == "fp32"
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 
 def local_experts(rank: int, experts: int, expert_parallel: int) -> range:
-    """Return the experts that AutoEP places on a rank: consecutive ranks hold consecutive ranges of experts."""
+    """Return the range of experts that AutoEP places on a rank. Consecutive ranks hold consecutive ranges."""
     per_rank = experts // expert_parallel
     first = rank % expert_parallel * per_rank
     return range(first, first + per_rank)
@@ -37,9 +37,9 @@ class ExpertParallelGate(nn.Module):
         return self._router[0]
 
     def forward(self, x_MD: torch.Tensor, expert_bias: None = None) -> Any:
-        """Return weights [M, K], experts [M, K] and int32 slots per expert [E].
+        """Return each token's weights and experts [M, K], and the number of slots that each expert gets, int32 [E].
 
-        AutoEP uses them to exchange tokens between ranks. ``expert_bias`` is unused; AutoEP passes it to its routers.
+        AutoEP uses these tensors to exchange tokens between ranks. It passes ``expert_bias``, which is unused here.
         """
         weights_MK, selected_MK = self.router(x_MD, self.gate(x_MD), self.e_score_correction_bias)
         return weights_MK, selected_MK, self.router.slots_per_expert(selected_MK)

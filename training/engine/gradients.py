@@ -1,7 +1,7 @@
-"""Gradient norm and clipping for stage 0 in fp32, where DeepSpeed gets them wrong.
+"""Gradient norm and clipping for ZeRO stage 0 in fp32, where DeepSpeed computes them incorrectly.
 
-DeepSpeed's ``get_global_grad_norm`` returns None there. Its clipping averages the ranks' norms instead of summing the
-squares of their experts' gradients, so the norm is wrong as soon as ranks hold different experts.
+DeepSpeed's ``get_global_grad_norm`` returns None in this case. Its clipping averages the ranks' norms instead of
+summing the squares of their experts' gradients, so the norm is wrong as soon as ranks hold different experts.
 """
 
 import math

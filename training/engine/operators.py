@@ -1,6 +1,6 @@
 """Builds and loads DeepSpeed's operator for offloading to disk, ignoring lock files left by killed builds.
 
-torch guards such a build with a plain ``lock`` file. A killed process leaves the file behind, and every later start
+torch guards the build with a plain ``lock`` file. A killed process leaves the file behind, and every later start then
 waits forever for its removal. Here the build runs under a lock that is released when its process dies, so any ``lock``
 file that it encounters is stale.
 """
@@ -56,7 +56,7 @@ def _user_copy(extensions: Path) -> Path:
 
 
 def _prefer_pinned_ninja() -> None:
-    """Put the pinned ninja first in PATH: there may be no other, and a different version would rebuild all files."""
+    """Put the pinned ninja first in PATH. There may be no other, and a different version would rebuild all files."""
     import ninja
 
     folders = os.environ.get("PATH", "").split(os.pathsep)

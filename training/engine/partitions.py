@@ -24,7 +24,7 @@ _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 @dataclass(frozen=True)
 class ParamSlice:
-    """Consecutive elements of a parameter in a partition.
+    """A range of consecutive elements of a parameter, stored in a partition.
 
     Attributes:
         name: the parameter's name in the engine's module.
@@ -75,13 +75,13 @@ class Partitions:
         return self.engine.optimizer
 
     def state(self, partition: Partition) -> dict[str, Any]:
-        """Return a partition's optimizer state by key: tensors with as many elements as the partition, and scalars."""
+        """Return a partition's optimizer state by key. A value is a scalar or has as many elements as the partition."""
         state: dict[str, Any] = self.engine.basic_optimizer.state[partition.master]
         return state
 
     @contextmanager
     def in_memory(self, partition: Partition, modified: bool = False) -> Iterator[None]:
-        """Swap in a partition if it is on NVMe. If ``modified``, it is written back on exit."""
+        """Swap a partition in if it is on NVMe. If ``modified`` is set, write it back on exit."""
         if partition.swapped is None:
             yield
             return
@@ -119,7 +119,7 @@ class Partitions:
         return {key: getattr(scaler, key) for key in _SCALER_STATE if hasattr(scaler, key)}
 
     def restore_scaler(self, state: dict[str, float]) -> None:
-        """Restore the loss scaler from ``scaler_state``."""
+        """Restore the loss scaler from the result of ``scaler_state``."""
         scaler = self._scaler()
         for key, value in state.items() if scaler is not None else ():
             setattr(scaler, key, value)
@@ -158,7 +158,7 @@ def _full_parameter(name: str, parameter: nn.Parameter) -> Partition:
 
 
 def _group_slices(group: list[nn.Parameter], names: dict[nn.Parameter, str]) -> list[ParamSlice]:
-    """Return the slices of a parameter group in this rank's partition, at stages 1 and 2."""
+    """Return the slices of a parameter group that this rank's partition contains, at ZeRO stage 1 or 2."""
     slices = []
     for parameter in group:
         fragment = parameter._hp_mapping  # type: ignore[attr-defined]
@@ -171,7 +171,7 @@ def _group_slices(group: list[nn.Parameter], names: dict[nn.Parameter, str]) -> 
 
 
 def _stage_3_partitions(engine: Any, names: dict[nn.Parameter, str]) -> Partitions:
-    """Return the partitions at stage 3, where every parameter is sharded evenly across ranks, padded at the end."""
+    """Return the partitions at ZeRO stage 3, where every parameter is padded and sharded evenly across ranks."""
     optimizer = engine.optimizer
     trained = []
     for position, (group, flat) in enumerate(
@@ -193,7 +193,7 @@ def _stage_3_partitions(engine: Any, names: dict[nn.Parameter, str]) -> Partitio
 
 
 def _stage_3_slice(optimizer: Any, parameter: Any, name: str, offset: int) -> list[ParamSlice]:
-    """Return this rank's slice of a parameter without padding, or an empty list if the rank holds only padding."""
+    """Return this rank's slice of a parameter, excluding padding, or an empty list if the rank holds only padding."""
     shape, before = _over_experts(parameter, tuple(parameter.ds_shape))
     start = parameter.ds_tensor.ds_numel * optimizer._get_param_partition_rank(parameter)
     numel = min(parameter.ds_tensor.ds_numel, parameter.ds_numel - start)

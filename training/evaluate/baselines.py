@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 def bigram_nats(train: list[NDArray[np.integer]], validation: list[NDArray[np.integer]], vocab_size: int) -> float:
     """Return a bigram model's total loss in nats on the validation tokens, excluding each stream's first token.
 
-    The model uses Witten-Bell smoothing (Witten and Bell, 1991). If token a occurs c(a) times, followed by T(a)
-    distinct tokens, then p(b|a) = (c(a, b) + T(a) p(b)) / (c(a) + T(a)), where p(b) is the add-one unigram probability.
+    The model uses Witten-Bell smoothing (Witten and Bell, 1991). Let c(a, b) be the number of times that token b
+    follows token a, c(a) the sum of c(a, b) over b, and T(a) the number of distinct tokens that follow a. Then
+    p(b|a) = (c(a, b) + T(a) p(b)) / (c(a) + T(a)), where p(b) is the add-one unigram probability.
     """
     unigram = np.ones(vocab_size, dtype=np.int64)
     for stream in train:

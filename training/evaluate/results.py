@@ -82,7 +82,10 @@ def _baselines(recipe: Recipe, layout: RunLayout, text: bytes, text_bytes: int) 
 
 
 def _measure_answers(recipe: Recipe, model: Any, examples: ChatExamples, device: torch.device, when: str) -> Measured:
-    """Measure a model's loss on held-out answers, ``before`` or ``after`` fine-tuning."""
+    """Measure a model's loss on held-out answers.
+
+    ``when`` labels the progress bar: ``before`` or ``after`` fine-tuning.
+    """
     # Each answer is a separate sample, so there are no document boundaries to mask.
     objective = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
     return measure(model, objective, examples.in_order(recipe.evaluate.batch), device, f"held-out answers, {when}")
@@ -104,7 +107,7 @@ def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
 
 
 def _validation_text(layout: RunLayout, limit: int | None) -> bytes:
-    """Return the concatenated text of the validation documents, decoded from tokens (the tokenizer is lossless)."""
+    """Return the concatenated text of the validation documents, decoded from tokens by the lossless tokenizer."""
     tokenizer = load_tokenizer(layout.tokenizer)
     return "".join(tokenizer.decode(stream.tolist()) for stream in _streams(layout.tokens, "val", limit)).encode()
 

@@ -29,9 +29,9 @@ _SAMPLES = 8
 def evaluate_task(recipe: Recipe, layout: RunLayout, checkpoint: Path) -> dict[str, Any]:
     """Evaluate a checkpoint and return the contents of ``evaluation.json``, under ``task``.
 
-    For token classification and seq2seq, these are the loss, the accuracy per token (with teacher forcing for seq2seq),
-    and the fraction of sequences (decoded for seq2seq) that match exactly. For sequence classification, they are the
-    loss, accuracy, F1 and the confusion matrix.
+    For token classification and seq2seq, the results are the loss, the accuracy per token (with teacher forcing for
+    seq2seq), and the fraction of sequences (decoded for seq2seq) that match exactly. For sequence classification, the
+    results are the loss, the accuracy, F1 scores and the confusion matrix.
     """
     device = best_device(recipe)
     model = load_model(recipe, checkpoint, device)

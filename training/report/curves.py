@@ -160,7 +160,7 @@ def _titled(name: str) -> str:
 
 
 def _plot_throughput(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
-    """Plot tokens per second, with a proportional right-hand axis for model FLOP/s."""
+    """Plot tokens per second. The y-axis on the right shows the corresponding model FLOP/s."""
     steps, speeds = column(records, "tokens_per_second")
     axes.plot(*thin(steps, speeds), color=COLORS[2], alpha=0.35, linewidth=0.8)
     axes.plot(*thin(steps, smooth(speeds)), color=COLORS[2])

@@ -1,4 +1,4 @@
-"""Reads a run's files for the report page. Any of them may be missing."""
+"""Reads a run's files for the report page. Any of the files may be missing."""
 
 import json
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class RunFiles:
         return self.data[artefact].counts if artefact in self.data else {}
 
     def bytes_per_token(self, split: str) -> float | None:
-        """Return the UTF-8 bytes of text per token for ``train`` or ``validation``, or None if unknown."""
+        """Return the number of UTF-8 bytes per token for ``train`` or ``validation``, or None if it is unknown."""
         counts = self.counts("tokens").get(split, {})
         return counts["bytes"] / counts["tokens"] if counts.get("bytes") and counts.get("tokens") else None
 

@@ -1,4 +1,4 @@
-"""Prepares data for plots: extracts columns from records, smooths and thins them."""
+"""Prepares data for plots: extracts columns from records, and smooths and thins them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -54,7 +54,7 @@ def thin(steps: Array, values: Array, points: int = MAX_POINTS) -> tuple[Array, 
 def bin_columns(steps: Array, rows: Array, columns: int) -> Array:
     """Average ``rows`` [S, E] over equal intervals of steps and return [columns, E].
 
-    An empty interval repeats the last row before it.
+    For an empty interval, the last row before it is repeated.
     """
     edges = np.linspace(steps[0], steps[-1], columns + 1)
     starts = np.searchsorted(steps, edges[:-1], side="left")

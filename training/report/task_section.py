@@ -16,7 +16,7 @@ _NUMBERED = 20
 
 
 def task_section(run: RunFiles) -> str:
-    """Return the scores, per-class scores for classification, and the outputs for some examples."""
+    """Return the section with the scores, the per-class scores (for classification), and outputs for some examples."""
     facts = run.evaluation.get("task") or {}
     if not facts:
         return ""
@@ -31,7 +31,7 @@ def task_section(run: RunFiles) -> str:
 
 
 def scores(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each score's name and value, as text."""
+    """Yield each score's name and value as strings."""
     count = facts["examples"]
     yield "examples", integer(count)
     yield "loss (nats per target)", decimal(facts["loss"])

@@ -18,12 +18,12 @@ _EVENTS = 20
 
 
 def pretraining_section(run: RunFiles) -> str:
-    """Return the curves of pretraining: loss, learning rate, gradient norm, throughput and memory."""
+    """Return the section with the curves of pretraining: loss, learning rate, gradient norm, throughput and memory."""
     return markup.section("pretraining", "Pretraining", *_curves(run.pretrain_metrics, "pretraining"))
 
 
 def finetuning_section(run: RunFiles) -> str:
-    """Return the curves of fine-tuning, and the held-out loss before and after it."""
+    """Return the section with the curves of fine-tuning, and the held-out loss before and after fine-tuning."""
     rows = []
     facts = run.evaluation.get("finetune") or {}
     before, after = facts.get("held_out_loss_before"), facts.get("held_out_loss_after")
@@ -38,7 +38,7 @@ def finetuning_section(run: RunFiles) -> str:
 
 
 def experts_section(run: RunFiles) -> str:
-    """Return the expert loads of each layer, during pretraining and on the validation text."""
+    """Return the section on each layer's expert loads, during pretraining and on the validation text."""
     records = run.pretrain_metrics.get("train", [])
     layers = expert_layers(records)
     parts = []
@@ -84,7 +84,7 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
 
 
 def _events(metrics: Metrics) -> str:
-    """Return one sentence about loss spikes and one about skipped steps, with their number and the steps."""
+    """Return the number and steps of loss spikes and of skipped steps, each as a sentence."""
     names = {"spike": "Loss spikes", "skipped": "Steps skipped because the loss or gradient was not finite"}
     sentences = []
     for kind, name in names.items():

@@ -74,7 +74,7 @@ def attention_maps(
 
 
 def _place(name: str) -> tuple[str, int]:
-    """Return a module's stack ("" if there is only one) and layer number, from the module's name."""
+    """Return the stack ("" if there is only one) and the layer number in a module's name."""
     match = _LAYER.search(name + ".")
     assert match is not None, f"{name} is not in a layer"
     return match[1] or "", int(match[2])
