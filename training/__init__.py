@@ -1,1 +1,1 @@
-"""Training: model files over shared layers, the engine that trains them, and what is done with the weights after."""
+"""Training: model files over shared layers, the training engine, and the commands that use the trained weights."""

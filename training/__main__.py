@@ -1,7 +1,7 @@
 """Model commands: ``python -m training VERB --recipe R [section.key=value ...]``.
 
-Under a launcher, a worker that stops early on purpose (on a signal or an invalid request) writes its exit status to a
-file (:mod:`artefacts.worker_status`) and exits with 0, because torchrun would turn any other status into 1 and print a
+Under a launcher, a worker that stops because of a signal or an invalid request writes its exit status to a file
+(:mod:`artefacts.worker_status`) and exits with status 0. torchrun would turn any other status into 1 and print a
 traceback.
 """
 
@@ -85,7 +85,7 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
 
 
 def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
-    """Explain what to change if memory ran out. Re-raises any other error."""
+    """Report an out-of-memory error with advice on what to change. Re-raises any other error."""
     if not ran_out(error):
         raise error
     # The traceback's frames hold on to memory, and the explanation needs some too.
@@ -96,7 +96,7 @@ def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
 
 
 def _run(verb: str, parsed: argparse.Namespace) -> int:
-    """Run a verb that needs no launcher. Imports only what the verb needs: reports and estimates do not need torch."""
+    """Run a verb that needs no launcher. Imports are deferred, since reports and estimates need no torch."""
     if verb == "inspect" and parsed.compare:
         from training.estimate.comparison import compare as compare_recipes
 

@@ -1,4 +1,4 @@
-"""Block sizes of attention and the loss. Kept separate from the layers so that memory estimates need no torch."""
+"""Block sizes for attention and the loss. Separate from the layers so that memory estimates do not import torch."""
 
 #: Number of queries that attention on CPU processes at a time.
 QUERY_BLOCK = 128
@@ -13,5 +13,5 @@ FEWEST_ROWS = 512
 
 
 def rows_of_logits(device: str, rows: int, vocab_size: int) -> int:
-    """Return how many rows of the logits [rows, vocab_size] the loss computes at a time on this device type (>= 1)."""
+    """Return the number of rows, at least 1, of the logits [rows, vocab_size] that the loss computes at a time."""
     return min(max(rows, 1), max(FEWEST_ROWS, _LOGITS.get(device, _LOGITS["cuda"]) // vocab_size))

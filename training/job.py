@@ -1,6 +1,7 @@
 """The training job, which pretraining and fine-tuning share.
 
-A job joins the ranks, builds the engine, resumes from a checkpoint if there is one, trains, and writes the manifest.
+A job joins the process group, builds the engine, resumes from a checkpoint if there is one, trains, and writes the
+run's manifest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +55,7 @@ class Job:
         data: the micro-batches of every step.
         validation: the batches for the validation loss during training.
         check_inputs: called before a new run is opened; raises RequestError if the run's inputs are damaged.
-        init_weights: initializes the fp32 model's weights. Of the routed experts, only those in the given range.
+        init_weights: initializes the fp32 model's weights, including only the routed experts in the given range.
         notice: a line to print before the first step; may be empty.
     """
 
@@ -111,7 +112,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
 def _joined(recipe: Recipe, job: Job, stop: StopRequest) -> Iterator[_Start]:
     """Join the process group, listen for signals, and lock and open the run's folder.
 
-    If the request cannot be met, all ranks raise ``RequestError`` before anything is moved aside.
+    If the run cannot start as requested, all ranks raise ``RequestError`` before an existing folder is moved aside.
     """
     launch, identity = recipe.launch, _identity(recipe, job)
     ranks = join(launch.join_seconds, launch.probe_seconds, device=launch.device)
@@ -141,7 +142,7 @@ def _check_ranks(recipe: Recipe, job: Job, ranks: Ranks) -> None:
 
 
 def _on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
-    """Run an action on rank 0. If it raises ``RequestError``, so do all ranks."""
+    """Run an action on rank 0. If it raises ``RequestError``, all ranks raise it."""
     refusal = ""
     if ranks.first:
         try:
@@ -153,7 +154,7 @@ def _on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
 
 
 def _build_model(start: _Start) -> Any:
-    """Build the model in fp32 on CPU. Initializes its weights if the run is new."""
+    """Build the model in fp32 on CPU, and initialize its weights if the run is new."""
     recipe, job, ranks = start.recipe, start.job, start.ranks
     # Routers draw their noise from this generator, which is seeded differently on each rank. If the run resumes with a
     # different number of ranks, it starts from a new seed; otherwise the checkpoint's RNG states replace it.

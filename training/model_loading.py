@@ -96,9 +96,9 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
 
 
 def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None = None) -> None:
-    """Initialize every parameter and buffer in place, with a classifier's backbone from ``model.weights`` if set.
+    """Initialize all parameters and buffers in place. A classifier's backbone is loaded from ``model.weights`` if set.
 
-    ``experts``: the experts whose weights are needed, or None for all of them.
+    ``experts`` is the range of experts whose weights are needed, or None for all experts.
 
     Raises:
         RequestError: ``model.weights`` is not a checkpoint, or belongs to a different model.

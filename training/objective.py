@@ -35,7 +35,7 @@ class Objective:
         self._depth, self._separate = depth, train.mask_documents
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return, for each loss, the number of targets, sequences or tokens in a batch that it is summed over."""
+        """Return, for each loss, the number of targets, sequences or tokens in a batch over which it is summed."""
         targets = self._targets(batch)
         counts = {"cross_entropy": batch.targets}
         counts |= {f"mtp_{k}": int((targets[k] != IGNORED).sum()) for k in range(1, self._depth + 1)}
@@ -56,12 +56,12 @@ class Objective:
         return sums["cross_entropy"], (batch.labels != IGNORED).sum()
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Return the logits at each target position [B, T, V] or, for a classifier, the class logits [B, C]."""
+        """Return the logits [B, T, V] of all positions or, for a classifier, the class logits [B, C]."""
         out: torch.Tensor = model(batch.inputs, **self._context(batch))
         return out
 
     def _context(self, batch: Batch) -> dict[str, torch.Tensor | None]:
-        """Return the batch's additional model inputs."""
+        """Return the batch's tensors that the model takes in addition to the token ids."""
         tensors = {name: getattr(batch, name) for name in ("lengths", "source", "source_lengths")}
         return {
             **({"starts": self._starts(batch)} if self._separate else {}),
@@ -75,7 +75,7 @@ class Objective:
         return batch.starts
 
     def _targets(self, batch: Batch) -> list[torch.Tensor]:
-        """Return the labels for the main model and, shifted, for each prediction depth.
+        """Return the labels for the main model, followed by the shifted labels for each prediction depth.
 
         Labels past the end of the sample or in another document are ignored.
         """

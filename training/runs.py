@@ -1,4 +1,4 @@
-"""Determines a recipe's pretraining and fine-tuning runs: their identities and the artefacts they are trained on."""
+"""Determines the identities and the input artefacts of a recipe's pretraining and fine-tuning runs."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
 
 
 def backbone_checkpoint(recipe: Recipe) -> Path | None:
-    """Return the checkpoint that ``model.weights`` names, or None if the key is not set.
+    """Return the checkpoint specified by ``model.weights``, or None if the key is not set.
 
     Raises:
         RequestError: there is no checkpoint at that path.
@@ -64,7 +64,7 @@ def backbone_checkpoint(recipe: Recipe) -> Path | None:
 
 
 def named_checkpoint(path: str, key: str) -> Path:
-    """Return the checkpoint at ``path``, the value of recipe key ``key``. It may be a checkpoint's or a run's folder.
+    """Return the checkpoint at ``path``, a checkpoint's or a run's folder. ``key`` is the recipe key with that value.
 
     Raises:
         RequestError: there is no checkpoint at that path.

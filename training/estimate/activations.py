@@ -13,7 +13,7 @@ from training.estimate.topology import Topology
 
 @dataclass(frozen=True)
 class Activations:
-    """A micro-batch's memory in bytes: for each layer, for the loss (saved and temporary), and for everything else."""
+    """A micro-batch's activation memory in bytes: per layer, for the loss (saved and temporary), and for the rest."""
 
     layers: list[Layer]
     loss_kept: float
@@ -27,7 +27,7 @@ class Activations:
 
 
 def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) -> Activations:
-    """Estimate one rank's activations for ``micro_batch`` samples under an activation checkpointing mode."""
+    """Estimate one rank's activation memory for ``micro_batch`` samples under an activation checkpointing mode."""
     model, tokens = recipe.model.backbone_section, micro_batch * recipe.train.context_length
     if not isinstance(model, DeepseekSection):
         layers, hidden, other = dense_activations.layers(recipe, model, place, micro_batch, mode)
@@ -44,7 +44,7 @@ def activations(recipe: Recipe, place: Topology, micro_batch: int, mode: str) ->
 
 
 def _loss(recipe: Recipe, place: Topology, tokens: int, hidden: int) -> tuple[float, float]:
-    """Return the sizes in bytes of the tensors that one head's loss saves, and of its temporary buffers.
+    """Return two sizes in bytes for one head's loss: its saved tensors and its temporary buffers.
 
     The forward pass already computes and saves dhidden and dweight (training/layers/cross_entropy.py).
     """

@@ -25,9 +25,9 @@ def compare(recipes: Sequence[Recipe]) -> int:
 def lines(recipes: Sequence[Recipe]) -> list[str]:
     """Format a table with one row per recipe.
 
-    It shows the shape, the exact parameter count, forward plus backward FLOPs at the recipe's context length, and, at
-    the recipe's own settings, the peak memory per rank and the checkpoint size. A dash marks a value that a recipe does
-    not have.
+    Each row shows the model's shape, its exact parameter counts, and its forward plus backward FLOPs per token at the
+    recipe's context length. The last two columns are the peak memory per rank and the checkpoint size with the recipe's
+    training settings. A dash marks a value that a recipe does not have.
     """
     return aligned([(*_HEAD, *_OF_TRAINING), *(_row(recipe) for recipe in recipes)], names=2)
 

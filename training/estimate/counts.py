@@ -8,18 +8,19 @@ class Parameters:
     """Parameter counts.
 
     ``total`` includes all parameters of the main model, counting tied embeddings once. ``active`` counts the parameters
-    that each token is multiplied by, as in DeepSeek's 37B (V3) and 2.4B (V2-Lite). It includes K of the E routed
+    used to compute each token, as in DeepSeek's 37B (V3) and 2.4B (V2-Lite). ``active`` includes K of the E routed
     experts, the shared experts and the output head. It excludes embeddings and learned positions, since a token reads
     only one row of each. (Tied embeddings count as the head.) ``by_part`` sums to ``total`` and ``active_by_part`` to
     ``active``.
 
-    ``tables`` includes embeddings, learned positions and the head, counting tied tables only once.
+    ``tables`` counts the parameters of embeddings, learned positions and the head, counting tied tables only once.
 
     ``prediction`` and ``active_prediction`` count the parameters that multi-token prediction modules add in training.
-    These modules share the main model's embedding and head, and are not used in plain generation. ``all`` is ``total``
-    plus ``prediction``.
+    Those modules share the main model's embedding and head, and are used in generation only for speculative decoding.
+    ``all`` is ``total`` plus ``prediction``.
 
-    The gates' balancing biases are buffers, not parameters. ``router_biases`` counts them for the main model.
+    ``router_biases`` counts the elements of the main model's load-balancing biases, which are buffers and not
+    parameters.
     """
 
     by_part: dict[str, int]

@@ -69,7 +69,7 @@ def _mixture(model: DeepseekSection) -> dict[str, int]:
 
 
 def _selected(model: DeepseekSection) -> int:
-    """Count the parameters of one token's experts, assuming the maximum number of experts if k is adaptive."""
+    """Count the parameters of the experts selected for one token, assuming the maximum number if k is adaptive."""
     return model.num_experts_per_tok * 3 * model.hidden_size * model.moe_intermediate_size
 
 
@@ -89,7 +89,7 @@ def attention_matrices(model: DeepseekSection) -> int:
 
 
 def matrix_parameters(model: DeepseekSection, vocab_size: int, predicts: bool) -> int:
-    """Count active matrix parameters. Each multi-token prediction depth adds its own matrices and the head again."""
+    """Count active matrix parameters. Each multi-token prediction depth adds its own matrices and the shared head."""
     counts = parameters(model, vocab_size)
     main = counts.active - counts.by_part["norms"] - counts.by_part["biases"]
     depth = model.num_nextn_predict_layers if predicts else 0
@@ -97,7 +97,7 @@ def matrix_parameters(model: DeepseekSection, vocab_size: int, predicts: bool) -
 
 
 def attention_flops(model: DeepseekSection, context: int, predicts: bool) -> float:
-    """Return attention's forward plus backward FLOPs per token, at (context + 1) / 2 visible positions on average."""
+    """Return attention's forward plus backward FLOPs per token, with (context + 1) / 2 visible positions on average."""
     widths = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
     layers = model.num_hidden_layers + (model.num_nextn_predict_layers if predicts else 0)
     return 3.0 * layers * 2.0 * model.num_attention_heads * widths * (context + 1) / 2

@@ -16,7 +16,7 @@ _ALIGNED = 8
 
 
 def layers(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, mode: str) -> list[Layer]:
-    """Estimate every trained layer under an activation checkpointing mode."""
+    """Estimate the memory of every trained layer under an activation checkpointing mode."""
     depth = model.num_nextn_predict_layers if recipe.train.mtp_loss else 0
     kinds = {dense: _layer(recipe, model, place, micro_batch, mode, dense) for dense in (True, False)}
     return [kinds[index < model.first_k_dense_replace] for index in range(model.num_hidden_layers + depth)]
@@ -53,9 +53,9 @@ def _narrow(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch
 def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int) -> tuple[float, float]:
     """Return how many bytes attention and its norm save (training/layers/mla.py), and how many a fused kernel saves.
 
-    The saved tensors are the layer's input and its norm, the latents before and after their norms, queries and keys
-    [N, Q], values and the result [N, Z], the residual stream and, in blocked attention on CPU, the attention weights.
-    ``selective`` saves only the fused kernel's results.
+    The saved tensors are the layer's input before and after its norm, the latents before and after their norms, queries
+    and keys [N, Q], values and the result [N, Z] and, in blocked attention on CPU, the attention weights. ``selective``
+    saves a fused kernel's results but recomputes blocked attention.
     """
     length, width = recipe.train.context_length, place.width
     tokens, heads = micro_batch * length, model.num_attention_heads
@@ -78,7 +78,7 @@ def _attention(recipe: Recipe, model: DeepseekSection, place: Topology, micro_ba
 def _feed_forward(
     recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch: int, dense: bool
 ) -> tuple[float, float]:
-    """Return how many bytes a feed-forward or MoE layer and its norm save, and how many its backward pass allocates."""
+    """Return two sizes in bytes for a feed-forward or MoE layer and its norm: saved tensors, and backward buffers."""
     width = place.width
     tokens, hidden = micro_batch * recipe.train.context_length, model.hidden_size
     # Gate, up and their product. On GPUs, PyTorch also saves silu(gate).

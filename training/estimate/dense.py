@@ -42,7 +42,7 @@ def _stack(model: GptSection | EncoderSection, vocab_size: int, tied: bool) -> P
 
 
 def _encoder_decoder(model: EncoderDecoderSection, vocab_size: int) -> Parameters:
-    """Count the parameters of two embeddings, the encoder, the decoder with cross-attention, and a head."""
+    """Count the parameters of an encoder-decoder. Shared embeddings and a tied head are counted only once."""
     encoder, decoder = model.num_hidden_layers, model.depth_of_decoder
     matrix, tables = vocab_size * model.hidden_size, 1 if model.share_embeddings else 2
     final = 2 if model.norm_first else 0
@@ -96,7 +96,7 @@ def attention_flops(model: ModelSection, context: int) -> float:
 
 
 def _visible(context: int, window: int | None, looks_ahead: bool) -> float:
-    """Return the average number of positions that a position attends to in a context of ``context`` positions."""
+    """Return the number of positions that a token attends to, averaged over a context of ``context`` tokens."""
     reach = min(window or context, context)
     before = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
     return 2 * before - 1 if looks_ahead else before
@@ -122,5 +122,5 @@ def _attention_biases(model: TransformerSection) -> int:
 
 
 def _norms(model: TransformerSection, count: int, rms: bool = False) -> tuple[int, int]:
-    """Count the weights and the biases of ``count`` norms."""
+    """Return the number of weights and the number of biases in ``count`` norms."""
     return count * model.hidden_size, count * model.hidden_size if model.bias and not rms else 0

@@ -16,10 +16,10 @@ from training.estimate.topology import Topology
 def layers(
     recipe: Recipe, model: ModelSection, place: Topology, micro_batch: int, mode: str
 ) -> tuple[list[Layer], int | None, float]:
-    """Estimate every layer under an activation checkpointing mode.
+    """Estimate the memory of every layer under an activation checkpointing mode.
 
-    Returns the layers, the width of the head's input (None if the input is already logits), and the size of all other
-    activations in bytes.
+    Returns each layer's memory, the width of the head's input (None if that input is already logits), and the size in
+    bytes of all other activations.
     """
     length = recipe.train.context_length
     tokens = micro_batch * length
@@ -81,7 +81,7 @@ def _weights(
 ) -> float:
     """Return the size in bytes of attention weights, or of the statistics and masks that fused attention saves instead.
 
-    ``full`` means that the window does not apply. ``separate`` means that documents do not attend to each other.
+    If ``full``, the window does not apply. If ``separate``, tokens attend only within their own document.
     """
     window = None if full else model.window
     if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):

@@ -1,4 +1,4 @@
-"""The device that a recipe will run on, and how much of its memory a rank may use. Does not import torch."""
+"""A recipe's compute device, and how much of its memory each rank may use. Does not import torch."""
 
 import os
 import platform
@@ -20,13 +20,13 @@ _ASSUMED = 80 * 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """The device that a rank computes on.
+    """A rank's compute device.
 
     Attributes:
         kind: kind of device.
         bytes: memory that a rank may use, in bytes.
-        source: where this number comes from.
-        known: False if the number is only assumed.
+        source: how the memory size was determined.
+        known: False if the memory size is only assumed.
     """
 
     kind: Kind
@@ -36,7 +36,7 @@ class Device:
 
 
 def device_of(recipe: Recipe) -> Device:
-    """Return the device set by ``launch.device`` and ``launch.device_memory``, or detect this machine's device.
+    """Return the device kind and memory set in the recipe's ``launch`` section, or else detect them on this machine.
 
     ``auto`` means GPUs if ``nvidia-smi`` finds one or the recipe is for several machines. Otherwise it means MPS for a
     single process on a Mac with Apple silicon, or else the CPU.

@@ -11,9 +11,9 @@ _SAFE_FRACTION = 0.9
 
 
 def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = None, mode: str = "") -> int | None:
-    """Return the largest micro-batch per rank whose peak is within ``available`` bytes, or None if not even 1 fits.
+    """Return the largest micro-batch per rank that needs at most ``available`` bytes, or None if not even 1 fits.
 
-    Only sizes that divide a rank's part of the global batch are tried. ``mode`` replaces the recipe's activation
+    Only divisors of a rank's number of samples per global batch are tried. ``mode`` replaces the recipe's activation
     checkpointing mode.
     """
     kind = device or device_of(recipe).kind
@@ -48,7 +48,8 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
 def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
     """Suggest, in one line, changes that reduce memory, for a recipe that ran out of memory.
 
-    ``available`` is the memory per rank in bytes, as far as known. By the estimate, the recipe may have fit.
+    ``available`` is the known or assumed memory per rank in bytes. Since the recipe may fit according to the estimate,
+    the advice also aims for a peak of at most 90% of the recipe's estimated peak.
     """
     kind = device or device_of(recipe).kind
     bound = min(available, int(_SAFE_FRACTION * memory(recipe, kind).peak))

@@ -10,8 +10,8 @@ def flops_per_token(model: ModelSection, vocab_size: int, context: int, predicts
     """Return forward plus backward FLOPs per token, averaged over a sequence of ``context`` tokens.
 
     A multiply-add counts as two FLOPs. Norms, rotations, softmax and recomputation by activation checkpointing are not
-    counted. For an encoder-decoder, this is per target token, with a source of the same length. With ``predicts``,
-    the multi-token prediction modules are counted.
+    counted. For an encoder-decoder, the result is per target token, for a source as long as the target. If
+    ``predicts``, multi-token prediction modules are counted.
     """
     return matrix_flops_per_token(model, vocab_size, predicts) + attention_flops_per_token(model, context, predicts)
 
@@ -32,8 +32,8 @@ def matrix_flops_per_token(model: ModelSection, vocab_size: int, predicts: bool 
 def attention_flops_per_token(model: ModelSection, context: int, predicts: bool = True) -> float:
     """Return the FLOPs of attention scores and weighted values per token.
 
-    This counts the average number of positions that a token attends to: (context + 1) / 2 for causal attention. Many
-    published numbers count all ``context`` positions and are about twice as large.
+    The result is for the average number of positions that a token attends to, which is (context + 1) / 2 for causal
+    attention. Many published numbers count all ``context`` positions and are about twice as large.
     """
     backbone = model.backbone_section
     if isinstance(backbone, DeepseekSection):

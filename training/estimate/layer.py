@@ -1,4 +1,4 @@
-"""Memory of one layer, and the attention weights that the CPU path saves, for models of any family."""
+"""The memory of one layer in a model of any family, and the attention weights that the CPU path saves."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from training.block_sizes import QUERY_BLOCK
 
 @dataclass(frozen=True)
 class Layer:
-    """Memory of one layer, in bytes: saved for the backward pass, and the additional peak during each pass."""
+    """One layer's memory in bytes: tensors saved for the backward pass, and the additional peak during each pass."""
 
     kept: float
     forward: float
@@ -18,7 +18,7 @@ def block_weights(length: int, keys: int | None = None, window: int | None = Non
     """Count the softmax weights that blocked attention saves per sequence and head.
 
     A block attends to all keys up to its last query or, if ``keys`` is set, to that many keys (as in bidirectional
-    attention). With a window, it attends only to keys within reach of any of its queries.
+    attention). If there is a window, the block attends only to keys inside the window of at least one of its queries.
     """
     total = 0
     for start in range(0, length, QUERY_BLOCK):

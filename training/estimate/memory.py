@@ -25,7 +25,7 @@ _COMPILED, _MAX_COMPILED = 27_000_000, 650_000_000
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory that a rank needs, in bytes. Everything but ``host`` is on the device that computes.
+    """Memory that a rank needs, in bytes. All fields except ``host`` refer to the compute device.
 
     Attributes:
         parts: breakdown at the peak of training, by name.
@@ -105,7 +105,7 @@ def _unified(separate: Memory) -> Memory:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Return the total size of one checkpoint in bytes: every fp32 weight and its optimizer states, without copies."""
+    """Return the total size of one checkpoint in bytes: one copy of every fp32 weight and of its optimizer states."""
     all_weights = parameters(recipe.model, recipe.vocab_size).all
     return round(4.0 * all_weights + _optimizer_states(recipe, all_weights, 1))
 
@@ -142,7 +142,7 @@ def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
 
 
 def _kept_grads(place: Topology, grads: float) -> float:
-    """Return the size in bytes of gradients kept after a step: fp32 sums at stage 3 or, in bf16 (flat), stage 1."""
+    """Return the size in bytes of the gradients kept after a step: fp32 sums at stage 3, or flat sums at stage 1."""
     if place.flat_sums:
         return 4.0 * place.local
     return grads if place.stage == 3 else 0.0
@@ -172,7 +172,8 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
     """Return a micro-batch's peak memory, and the size of the communication buffers included in it, both in bytes.
 
     The peak includes gradients but not the persistent state. The backward pass starts at the last layer. At each layer,
-    memory holds the activations of this and earlier layers, the gradients of later layers, and temporary buffers.
+    memory holds the activations of this and earlier layers, the gradients of this and later layers, and temporary
+    buffers.
     """
     buffer = _bucket(place)
     held = buffer if place.stage == 3 else 0.0
@@ -200,10 +201,10 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
 def _bucket(place: Topology) -> float:
     """Return the size in bytes of DeepSpeed's gradient reduction buffer during the backward pass.
 
-    Stages 1 and 2 allocate the buffer at the first gradient of a backward pass, in the dtype of the sums (stage 1) or
-    in the compute dtype (stage 2). Stage 3 uses fp32 and flushes the buffer whenever the process group changes, i.e. at
-    every layer with experts. On GPU, the entire buffer takes up memory. On CPU, only the pages written so far do, and
-    at stage 1 pages are written only after the passes.
+    Stages 1 and 2 allocate the buffer when a backward pass computes its first gradient, in fp32 like the gradient sums
+    (stage 1) or in the compute dtype (stage 2). Stage 3 uses fp32 and flushes the buffer whenever the process group
+    changes, i.e. at every layer with experts. On GPU, the entire buffer takes up memory. On CPU, only pages that have
+    been written take up memory, and stage 1 writes none before the end of the backward pass.
     """
     if place.stage == 0 or place.flat_sums:
         return 0.0

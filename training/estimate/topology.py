@@ -50,7 +50,7 @@ class Topology:
 
     @property
     def local(self) -> int:
-        """Number of parameters that the rank computes with."""
+        """Number of parameters that the rank uses in its computation."""
         return self.plain + self.local_experts
 
     @property
@@ -60,7 +60,7 @@ class Topology:
 
     @property
     def offloaded(self) -> bool:
-        """Whether master weights and optimizer state live outside the device."""
+        """Whether master weights and optimizer state are stored outside the compute device."""
         return self.offloads != "none" and self.device == "cuda"
 
     @property

@@ -54,7 +54,7 @@ def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
 def section(kind: type[SectionT], fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> SectionT:
     """Build a recipe's model section from these fields.
 
-    ``names`` maps fields to their names in ``config.json`` where these differ.
+    ``names`` maps a field to its name in ``config.json`` if the two names differ.
 
     Raises:
         RequestError: a field is missing or invalid for the family; the message names the key.

@@ -131,7 +131,7 @@ _SUPPORTED_OF: dict[str, dict[str, Any]] = {
 
 
 def released_config(model: DeepseekSection, vocab_size: int) -> dict[str, Any]:
-    """Return a model's ``config.json`` in the format of the release it belongs to (V3 or V2).
+    """Return a model's ``config.json`` in DeepSeek's V3 or V2 format, depending on the model.
 
     Raises:
         RequestError: neither release supports such a model; the message names the key.
@@ -178,7 +178,7 @@ def model_section(config: dict[str, Any]) -> DeepseekSection:
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Read ``rope_theta`` and ``rope_scaling`` from either of the two forms that configurations use.
+    """Read ``rope_theta`` and ``rope_scaling`` from a configuration in the older or the newer form.
 
     If a configuration has both ``rope_scaling`` and ``rope_parameters``, the former takes precedence, as in
     transformers.
@@ -210,7 +210,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _release(model: DeepseekSection) -> str:
-    """Return the release (``model_type``) that a model belongs to.
+    """Return the release that a model corresponds to, as a ``model_type``.
 
     Raises:
         RequestError: neither release supports the model.

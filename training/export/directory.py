@@ -17,10 +17,10 @@ INDEX = ".index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights, selected as in transformers.
+    """Return the weight files of a model directory, chosen in the same order of preference as in transformers.
 
     A single file takes precedence over an index, and safetensors over older pickled files. Other files are ignored, so
-    that a leftover file does not get mixed in. If no file has one of these names, every .safetensors file is read.
+    that a leftover file is not loaded by mistake. If no file has one of these names, every .safetensors file is read.
 
     Raises:
         RequestError: there are no weights, or the index is damaged or names a missing file.

@@ -18,7 +18,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> int:
-    """Write named tensors, split into several files if they are large. Returns the total number of elements.
+    """Write named tensors to one file, or to several if they are large. Returns the total number of elements.
 
     Weights are written in ``dtype``, except router biases, which stay in fp32. At most one file's worth of tensors is
     held in memory.
@@ -64,7 +64,7 @@ def _rename(folder: Path, files: list[list[str]]) -> None:
 
 
 def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, tokenizer: Tokenizer) -> None:
-    """Write ``config.json`` and ``generation_config.json``. Generation stops at the same tokens as in this project."""
+    """Write ``config.json`` and ``generation_config.json``, both with the tokenizer's stop tokens."""
     ends = sorted(tokenizer.stop_ids)
     tokens = {
         "bos_token_id": tokenizer.first_id,

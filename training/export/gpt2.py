@@ -1,7 +1,7 @@
 """GPT-2 as released on the Hugging Face Hub (transformers' ``GPT2LMHeadModel``): weight names and ``config.json``.
 
-On disk, matrices are transposed, and every linear layer and norm has a bias. Names may lack the prefix
-``transformer.``, and old files also contain the causal mask.
+On disk, matrices are transposed, and every linear layer and norm has a bias. In some files, names lack the prefix
+``transformer.``. Old files also contain the causal mask.
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ _SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": Fal
 def released_config(model: GptSection, vocab_size: int) -> dict[str, Any]:
     """Return a model's ``config.json`` as in transformers' ``GPT2Config``.
 
-    That format always has biases. If the model lacks them, they are exported as zeros.
+    That format always has biases. If the model has none, zeros are exported.
 
     Raises:
         RequestError: GPT-2's format does not support the model; the message names the key.

@@ -15,7 +15,7 @@ from artefacts.errors import RequestError
 
 @dataclass(frozen=True)
 class Stack:
-    """A tensor of all experts, [E, ...], whose rows are separate tensors on disk.
+    """A tensor that stacks all experts, [E, ...]. On disk, each expert has one or more separate tensors.
 
     Attributes:
         name: name in memory, with ``{}`` for the layer.
@@ -29,7 +29,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor on disk belongs in memory.
+    """The location in memory that corresponds to a tensor on disk.
 
     Attributes:
         name: name of the tensor in memory.
@@ -56,7 +56,7 @@ class Place:
 
 
 class NameTable:
-    """A format's weight names, in memory and on disk."""
+    """A two-way mapping between a format's weight names in memory and on disk."""
 
     def __init__(
         self,
@@ -95,22 +95,22 @@ class NameTable:
         self._what, self._prefix = what, prefix
 
     def knows(self, name: str) -> bool:
-        """Return whether a tensor in memory has a name on disk."""
+        """Return whether the table has an on-disk name for an in-memory tensor."""
         patterns = [*(entry[0] for entry in self._names), *(pattern for pattern, _ in self._stacks)]
         return _matches(patterns, name)
 
     def may_lack(self, name: str) -> bool:
-        """Return whether a model may lack this tensor, which is then stored as zeros on disk."""
+        """Return whether a model may lack this tensor. Its on-disk tensor is then all zeros."""
         return _matches(self._zeros, name)
 
     def reads(self, name: str) -> bool:
-        """Return whether a tensor on disk has a place in memory."""
+        """Return whether the table has an in-memory place for an on-disk tensor."""
         return any(pattern.fullmatch(name) for pattern, _, _ in self._parts) or any(
             pattern.fullmatch(name) for _, _, pattern, _, _ in self._names
         )
 
     def in_memory(self, name: str) -> Place | None:
-        """Return where a tensor on disk belongs in memory, or None if it is a copy of another tensor or not a weight.
+        """Return an on-disk tensor's place in memory, or None if it is a copy of another tensor or not a weight.
 
         Raises:
             RequestError: the table does not contain the name.
@@ -129,7 +129,7 @@ class NameTable:
         )
 
     def on_disk(self, name: str, experts: int) -> list[tuple[str, Place]]:
-        """Return the names on disk of a tensor in memory, each with its place.
+        """Return an in-memory tensor's names on disk, each with its place in the tensor.
 
         ``experts`` is the number of rows if the tensor is a stack.
 
@@ -149,7 +149,7 @@ class NameTable:
         raise RequestError(f"{self._what} has no name for {name}: it cannot be exported")
 
     def copies_of(self, name: str, layers: Sequence[int]) -> list[str]:
-        """Return the names on disk of the copies of a tensor in memory, one per layer."""
+        """Return the on-disk names of an in-memory tensor's copies in these layers."""
         return [copy.format(layer) for _, copy, original in self._copies if original == name for layer in layers]
 
 

@@ -1,7 +1,7 @@
-"""Import of multi-token prediction layers, which a model directory and a recipe may or may not have.
+"""Import of multi-token prediction layers. A model directory may have more or fewer of them than the recipe.
 
-On disk they come after the main model's last layer. transformers drops their weights when it loads a model, so models
-that it saves have none, even though ``config.json`` still counts these layers.
+On disk, prediction layers come after the main model's last layer. transformers drops their weights when it loads a
+model, so models that it saves have none, even though ``config.json`` still counts these layers.
 """
 
 import re
@@ -22,7 +22,7 @@ _MARK = "eh_proj.weight"
 
 @dataclass(frozen=True)
 class PredictionLayers:
-    """The prediction layers to skip, and the new ones to initialize, by layer number.
+    """The layer numbers of the prediction layers to skip and of the new ones to initialize.
 
     Attributes:
         left_out: layers on disk that the recipe does not have.
@@ -53,7 +53,7 @@ class PredictionLayers:
         return cls(frozenset(layer for layer in marked if layer >= layers + depth), new)
 
     def kept(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the weights on disk, skipping the left-out layers."""
+        """Yield the on-disk weights, except for the weights of skipped layers."""
         for name, tensor in weights:
             if self._layer(name) not in self.left_out:
                 yield name, tensor

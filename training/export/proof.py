@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 @torch.no_grad()
 def require_same_weights(folder: Path, model: Any, fresh: Any) -> None:
-    """Load a folder into ``fresh`` and compare it with ``model``, whose weights have the folder's precision.
+    """Load a folder into ``fresh`` and compare it with ``model``, whose weights are rounded to the folder's dtype.
 
     Raises:
         RuntimeError: the weights differ.

@@ -46,7 +46,7 @@ def load_backbone(model: Any, weights: Iterable[tuple[str, torch.Tensor]], exper
 
 
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]], experts: range | None = None) -> None:
-    """Copy weights, named as on disk, into a model in place, one tensor at a time, and stack the experts.
+    """Copy weights with on-disk names into a model in place, one tensor at a time, and stack the experts.
 
     Args:
         model: a model of any family. Its ``section`` determines the name table.
@@ -172,7 +172,7 @@ def released_stream(
 
 
 def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every parameter and buffer of a model under its names on disk, experts as views of their stacks.
+    """Yield a model's parameters and buffers under their names on disk, with experts as views of their stacks.
 
     Biases that the format has but the model lacks are yielded as zeros.
 
@@ -185,7 +185,7 @@ def released_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _places(table: NameTable, name: str, rows: int) -> list[tuple[str, Place]]:
-    """Return a tensor's names on disk. Stack parts, separate in checkpoints, already have their on-disk names."""
+    """Return a tensor's names on disk. Checkpoints store experts separately, already under their on-disk names."""
     if not table.knows(name) and table.reads(name):
         return [(name, Place(name))]
     return table.on_disk(name, rows)

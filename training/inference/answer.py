@@ -36,7 +36,7 @@ def answer(recipe: Recipe, layout: RunLayout, model: Any, tokenizer: Tokenizer) 
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, key: str) -> list[int]:
-    """Tokenize the text of the recipe key or command-line option ``key``.
+    """Tokenize a text. ``key`` is the recipe key or command-line option that it comes from, for error messages.
 
     Raises:
         RequestError: the text has characters that the tokenizer does not know.
@@ -53,9 +53,9 @@ def encode_prompt(text: str, tokenizer: Tokenizer, key: str) -> list[int]:
 def decode_targets(
     recipe: Recipe, model: Any, tokenizer: Tokenizer, sources: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """Decode a target for each source with an encoder-decoder, greedily or with ``generate.beams`` beams.
+    """Decode each source's target with an encoder-decoder, greedily or by beam search (``generate.beams`` > 1).
 
-    A target has at most ``max_new_tokens`` ids. If the model ended the target, its last id is end-of-text.
+    A target has at most ``max_new_tokens`` ids. The last id is end-of-text unless the target was cut off at that limit.
     """
     limits, begin = _limits(recipe, tokenizer, max_new_tokens), tokenizer.first_id
     if recipe.generate.beams == 1:

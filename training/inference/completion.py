@@ -41,7 +41,7 @@ def complete(
 def completions(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> list[str]:
     """Return ``generate.samples`` completions of ``generate.prompt``.
 
-    They are generated as one batch, but each is the same as if it were generated alone with its own seed.
+    They are generated as one batch, but each is identical to a completion generated alone with its own seed.
 
     Raises:
         RequestError: the prompt cannot be continued.

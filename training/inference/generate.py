@@ -16,12 +16,12 @@ Observer = Callable[[torch.Tensor, dict[int, int]], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """Which tokens may be generated, and how many.
+    """Limits on generation: which tokens may be generated, and how many.
 
     Attributes:
         max_new_tokens: maximum number of new tokens per sequence.
-        context_length: maximum number of tokens that the model can read. A sequence ends with the token drawn after
-            reading that many.
+        context_length: maximum number of tokens that the model can read. When it has read that many, one more token is
+            drawn and the sequence ends, unless ``crop`` is set.
         vocabulary_size: number of ids in the tokenizer; any further rows of the head are padding.
         stop_ids: ids that end a sequence.
         banned_ids: ids (of control tokens) that are never drawn unless they are stop ids.
@@ -68,7 +68,7 @@ class Limits:
         return self.max_new_tokens if self.crop else min(self.max_new_tokens, self.context_length - prompt + 1)
 
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the logits [..., V] in fp32, without the head's padding and with banned ids at minus infinity."""
+        """Return the logits [..., V] in fp32, without the head's padding rows. Banned ids get minus infinity."""
         allowed = logits[..., : self.vocabulary_size].float()
         banned = sorted({i for i in self.banned_ids if i < self.vocabulary_size} - set(self.stop_ids))
         if banned:
@@ -100,9 +100,9 @@ def generate(
 def generate_batch(
     model: CausalLM, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sampling, *, seed: int
 ) -> list[list[int]]:
-    """Generate new ids for a batch of prompts of any lengths.
+    """Generate new ids for a batch of prompts, whose lengths may differ.
 
-    Sequence i is the same as if it were generated alone with seed ``seed`` + i.
+    Sequence i is identical to a sequence generated alone with seed ``seed`` + i.
 
     Raises:
         RequestError: a prompt cannot be continued.
@@ -127,7 +127,7 @@ def _steps(
     seed: int,
     observe: Observer | None = None,
 ) -> Iterator[dict[int, int]]:
-    """Yield, at each step, a dict from each unfinished sequence's number to its next id."""
+    """At each step, yield a dict that maps each unfinished sequence's number to its next id."""
     generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))]
     cache = model.new_cache(len(prompts), limits.capacity(max(map(len, prompts))))
     read = [prompt[-limits.context_length :] for prompt in prompts]
@@ -168,7 +168,7 @@ def _steps(
 
 
 def _read_prompts(model: CausalLM, prompts: list[list[int]], cache: Any = None) -> torch.Tensor:
-    """Return the logits [B, V] after each prompt, read as one right-padded batch into the ``cache``, if any."""
+    """Read the prompts as one right-padded batch into ``cache``, if set. Returns each prompt's last logits [B, V]."""
     device = _device(model)
     lengths = [len(prompt) for prompt in prompts]
     padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]

@@ -34,7 +34,7 @@ class Sampling:
 
 
 def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return the next token's probabilities, fp32 [..., V], from logits [..., V]. They are one-hot if greedy."""
+    """Return the next token's probabilities, [..., V] in fp32, for logits [..., V]. If greedy, they are one-hot."""
     logits = logits.float()
     if sampling.greedy:
         best = logits.argmax(-1, keepdim=True)
@@ -53,7 +53,7 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
-    """Keep the smallest nonempty set of tokens with mass ``p`` or more, and renormalize the probabilities [..., V]."""
+    """Keep the fewest tokens whose probabilities [..., V] sum to ``p`` or more, at least one, and renormalize them."""
     if p >= 1:
         return probs
     ordered, indices = probs.sort(dim=-1, descending=True, stable=True)
@@ -63,6 +63,6 @@ def keep_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw one token id per row of probabilities [..., V]: int64 [...]. ``generator`` must be on the same device."""
+    """Draw one int64 token id [...] per row of ``probs`` [..., V]. ``generator`` must be on the same device."""
     flat = probs.flatten(0, -2) if probs.dim() > 1 else probs[None]
     return torch.multinomial(flat, 1, generator=generator).reshape(probs.shape[:-1])

@@ -1,6 +1,6 @@
-"""Decoding with an encoder-decoder: the best target for each source, found greedily or by beam search.
+"""Decoding with an encoder-decoder: finds a target for each source, greedily or by beam search.
 
-The source is encoded once, including its keys and values for every decoder layer. The target uses a KV cache.
+Each source is encoded once, including its keys and values for every decoder layer. Targets use a KV cache.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Seq2SeqModel(Protocol):
 
 
 class Hypothesis(NamedTuple):
-    """A target without its start id. Its last id is end-of-text, unless it reached the maximum length.
+    """A decoded target, without its start id. It ends with a stop id unless it was cut off at the maximum length.
 
     ``score`` is the log-probability divided by :func:`length_penalty`.
     """
@@ -39,14 +39,15 @@ class Hypothesis(NamedTuple):
 def length_penalty(length: int, alpha: float) -> float:
     """Return ((5 + length) / 6) ^ alpha, the divisor of a target's log-probability (GNMT, arXiv 1609.08144, eq. 14).
 
-    It is 1 for targets of one id. With alpha = 0 the most probable target is the best, which favors short targets.
+    The penalty is 1 for a target with one id. With alpha = 0, the most probable target is the best, which favors short
+    targets.
     """
     return float(((5.0 + length) / 6.0) ** alpha)
 
 
 @torch.no_grad()
 def greedy(model: Seq2SeqModel, sources: Sequence[Sequence[int]], begin: int, limits: Limits) -> list[list[int]]:
-    """Decode each source greedily, taking the most likely id at each step. Sources of any lengths form one batch.
+    """Decode all sources greedily as one batch, taking the most likely id at each step. Sources may differ in length.
 
     Args:
         model: the model, in evaluation mode.
@@ -139,7 +140,8 @@ class _Search:
     def done(self) -> bool:
         """Whether no beam can lead to a better target.
 
-        A beam's probability can only fall, and its length penalty is at most the penalty at the maximum length.
+        Extending a beam cannot raise its probability, and its length penalty is at most the penalty at the maximum
+        length.
         """
         highest = float(self._scores.max())
         if highest == float("-inf") or len(self._beams[0]) == self.budget:
@@ -147,7 +149,7 @@ class _Search:
         return self._best is not None and self._best.score >= highest / length_penalty(self.budget, self.alpha)
 
     def extend(self, log_probs_WV: torch.Tensor) -> tuple[list[int], list[int]]:
-        """Extend the most likely beams by one id. Returns each new beam's parent and its new id."""
+        """Extend the beams by one id and keep the most likely ones. Returns each new beam's parent and its new id."""
         width, vocab = log_probs_WV.shape
         # Each beam can end at most once per stop id, so this many candidates include enough to continue with.
         count = min(width * (1 + len(self.limits.stop_ids)), width * vocab)
@@ -190,7 +192,7 @@ def _encode(model: Seq2SeqModel, sources: Sequence[Sequence[int]], limits: Limit
 
 
 def _next(model: Seq2SeqModel, ids_R1: torch.Tensor, encoded: Any, cache: Any, step: int) -> torch.Tensor:
-    """Feed one more id of each target, at position ``step``, and return the logits [R, V] after it."""
+    """Feed each target's id at position ``step`` to the decoder, and return the logits [R, V] that follow it."""
     hidden_R1D = model.hidden(ids_R1, encoded, cache)
     cache.commit([step + 1] * len(ids_R1))
     out: torch.Tensor = model.lm_head(hidden_R1D[:, -1])

@@ -22,7 +22,7 @@ class Speculation:
     """
 
     def __init__(self, model: Any, limits: Limits) -> None:
-        """Set up decoding with a model that has ``prediction_layers``, i.e. a DeepSeek model.
+        """Initialize the decoder for a DeepSeek model with ``prediction_layers``.
 
         Raises:
             RequestError: the model has no prediction layers.
@@ -88,9 +88,9 @@ class Speculation:
 class _Drafter:
     """Drafts one token per depth of multi-token prediction.
 
-    Depth k at position i reads the previous depth's state at i and token i + k. If that token is itself a draft, the
-    position is recomputed once the actual token is known. Each depth therefore keeps the previous depth's states for
-    the positions that it must recompute.
+    Depth k at position i reads the previous depth's hidden state at position i and the token at position i + k. If that
+    token is itself a draft, depth k recomputes position i once the actual token is known. Each depth therefore keeps
+    the previous depth's states for the positions that it must recompute.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
@@ -102,7 +102,8 @@ class _Drafter:
     def draft(self, ids: list[int], hidden_TD: torch.Tensor, best: Any) -> list[int]:
         """Draft tokens to follow ``ids``.
 
-        ``hidden_TD`` holds the hidden states of the positions read since the last call. The last id has not been read.
+        ``hidden_TD`` holds the hidden states of the positions that the model has read since the last call. The model
+        has not yet read the last id in ``ids``.
         """
         positions = len(ids) - 1
         drafts: list[int] = []

@@ -17,7 +17,7 @@ class Step:
     """One token of a completion.
 
     Probabilities refer to the distribution from which the token was drawn, after temperature, top-k and top-p. Greedy
-    generation does not draw, so its probabilities are the model's at temperature 1 over all tokens.
+    generation does not sample, so its probabilities are the model's own, at temperature 1 over all allowed tokens.
 
     Attributes:
         token: the token's id.
@@ -45,7 +45,7 @@ def traced(
     seed: int,
     on_step: Callable[[Step], None],
 ) -> Iterator[int]:
-    """Yield the same ids as :func:`training.inference.generate.generate`, calling ``on_step`` before each id.
+    """Yield the same ids as :func:`training.inference.generate.generate`. ``on_step`` is called before each id.
 
     Raises:
         RequestError: the prompt cannot be continued. Raised by the call itself, not on the first iteration.

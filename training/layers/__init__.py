@@ -1,7 +1,7 @@
 """Layers shared by the model families: single-device PyTorch, with no knowledge of ranks, meshes or the environment.
 
-Tensor names end in their shape: ``x_BTD`` is indexed [batch, position, hidden]. A letter or digit is one dimension;
-``2F`` and the like are a multiple.
+Tensor names end in their shape: ``x_BTD`` is indexed [batch, position, hidden]. Each letter is one dimension, and so is
+a digit, except in multiples such as ``2F``.
 
     B  sequences in the micro-batch         D  hidden size
     T  positions in a sequence              V  vocabulary

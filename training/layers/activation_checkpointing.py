@@ -1,9 +1,9 @@
-"""Activation checkpointing (arXiv 1604.06174): what a layer saves in the forward pass for the backward pass.
+"""Activation checkpointing (arXiv 1604.06174): choosing which tensors a layer saves for the backward pass.
 
 ``none`` saves everything. ``full`` saves a layer's input and recomputes the rest. ``selective`` saves the tensors that
 avoid the most recomputation per byte: the residual stream between attention and feed-forward, the narrow latents, and
-the results of PyTorch's fused attention. It recomputes expansions, norms and experts. No mode recomputes a routing
-decision.
+the results of PyTorch's fused attention. ``selective`` recomputes expansions, norms and experts. Routing decisions are
+never recomputed.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def _selective_policy(hidden_size: int, _context: Any, operation: Any, *inputs: 
 
 
 def _product_width(operation: Any, inputs: Sequence[Any]) -> int | None:
-    """Return the number of output columns of ``operation``, or None if it is not a matrix product."""
+    """Return a matrix product's number of output columns, or None if ``operation`` is not a matrix product."""
     if operation is torch.ops.aten.mm.default:
         return int(inputs[1].shape[1])
     return cpu.matmul.product_width(operation, inputs)

@@ -7,7 +7,7 @@ from training.layers import cpu
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """Return silu(gate) * up, [..., F], for a tensor [..., 2F] whose first half is the gate."""
+    """Return silu(gate) * up, [..., F], for a tensor [..., 2F] that concatenates gate and up."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -19,7 +19,7 @@ def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """Return x times the standard normal CDF at x: [...] -> [...]."""
+    """Return GELU(x), i.e. ``x`` times the standard normal CDF at ``x``: [...] -> [...]."""
     out = cpu.gelu.gelu(x)
     return F.gelu(x) if out is None else out
 

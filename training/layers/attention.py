@@ -27,10 +27,11 @@ def attention(
 ) -> torch.Tensor:
     """Compute scaled dot-product attention [B, N, T, Z] under a mask. Query t is at position t.
 
-    With a window, time and memory grow linearly with the sequence length, because fully masked blocks are skipped. Only
-    with dropout, which FlexAttention does not support, a mask over all pairs of positions is built.
+    With a window, time and memory grow linearly with the sequence length, because fully masked blocks are skipped.
+    FlexAttention does not support dropout, however. Outside the CPU path, dropout with a window or documents therefore
+    needs a mask over all pairs of positions.
 
-    ``dropout``: fraction of the attention weights to set to 0.
+    ``dropout`` is the fraction of attention weights to set to 0.
     """
     if mask.causal_only and not dropout:
         return causal_attention(q_BNTQ, k_BNLQ, v_BNLZ, scale, mask.documents)
@@ -48,7 +49,7 @@ def causal_attention(
     """Compute scaled dot-product attention [B, N, T, Z], where position t attends to positions 0..t.
 
     With ``documents``, a position attends only within its own document. The cost then grows with the sum of the squared
-    document lengths, since blocks that cross documents are skipped.
+    document lengths, since blocks whose queries and keys are in different documents are skipped.
     """
     out = cpu.attention.causal_attention(q_BNTQ, k_BNTQ, v_BNTZ, scale, documents)
     if out is not None:
@@ -59,7 +60,7 @@ def causal_attention(
 
 
 def attention_weights(q_BNTQ: torch.Tensor, k_BNLQ: torch.Tensor, scale: float, mask: Mask) -> torch.Tensor:
-    """Return the softmax weights [B, N, T, L] that :func:`attention` applies, materialized in fp32."""
+    """Return the attention weights [B, N, T, L] of :func:`attention`, in fp32. This materializes the full matrix."""
     scores = (q_BNTQ.float() @ k_BNLQ.float().transpose(2, 3)) * scale
     bias = mask.full_bias(q_BNTQ.shape[2], k_BNLQ.shape[2], torch.float32, q_BNTQ.device)
     return (scores if bias is None else scores + bias).softmax(-1)

@@ -13,7 +13,7 @@ class Layer(nn.Module):
     activation_checkpointing: ActivationCheckpointing = "none"
 
     def compile_regions(self) -> None:
-        """Compile the parts of the layer that have no graph breaks."""
+        """Compile the layer's regions that have no graph breaks."""
         raise NotImplementedError
 
 
@@ -31,6 +31,6 @@ class LayerStack(nn.Module):
             layer.activation_checkpointing = mode
 
     def compile_regions(self) -> None:
-        """Compile the parts of every layer that have no graph breaks."""
+        """Compile every layer's regions that have no graph breaks."""
         for layer in self.blocks:
             layer.compile_regions()

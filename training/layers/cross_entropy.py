@@ -1,4 +1,4 @@
-"""Cross-entropy summed over targets. The mean is taken over a global batch, not over each micro-batch."""
+"""Cross-entropy summed over targets. The trainer divides the sum to get the mean over a global batch."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from training.block_sizes import rows_of_logits
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum -log softmax(logits)[label] in nats, for logits [..., V]: a scalar in fp32."""
+    """Return the sum of -log softmax(logits)[label] in nats, an fp32 scalar, for logits [..., V]."""
     flat = logits.flatten(0, -2).float()
     return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -22,7 +22,7 @@ class ChunkOperations:
     _buffer_RV: torch.Tensor | None = None
 
     def logits(self, hidden_RD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
-        """Return ``hidden @ weight.T``. It may overwrite earlier logits. The first chunk must have the most rows."""
+        """Return ``hidden @ weight.T``. It may overwrite earlier logits. No chunk may have more rows than the first."""
         if self._buffer_RV is None:
             # All chunks share one buffer: on CPU, page faults on fresh memory cost more than the arithmetic.
             self._buffer_RV = hidden_RD.new_empty(len(hidden_RD), len(weight_VD))
@@ -31,11 +31,11 @@ class ChunkOperations:
     def exponentials(
         self, logits_RV: torch.Tensor, targets_R: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute exp(logits - row maximum), and subtract each row's sum at its target. Overwrites the logits.
+        """Compute exp(logits - row maximum), and subtract each row's sum in its target's column. Overwrites the logits.
 
         Returns:
-            The result in the logits' dtype, the sums of the exponentials [R, 1], and the losses [R] in nats. The first
-            divided by the second is the gradient of the third.
+            The result in the logits' dtype, the sums of the exponentials [R, 1], and the losses [R] in nats. The result
+            divided by the sums is the gradient of the losses.
 
         Raises:
             IndexError: a target is outside the vocabulary.
@@ -55,7 +55,7 @@ class ChunkOperations:
     def add_product(
         self, total_VD: torch.Tensor | None, softmax_RV: torch.Tensor, hidden_RD: torch.Tensor
     ) -> torch.Tensor:
-        """Return ``total + softmax.T @ hidden``. From the second chunk on in fp32: bf16 would round terms away."""
+        """Return ``total + softmax.T @ hidden``. Later chunks are added in fp32: bf16 would round terms away."""
         if total_VD is None:
             return softmax_RV.t() @ hidden_RD
         if softmax_RV.dtype == torch.float32:
@@ -70,7 +70,7 @@ class ChunkOperations:
 def chunked_cross_entropy_sum(
     hidden_MD: torch.Tensor, weight_VD: torch.Tensor, labels_M: torch.Tensor, operations: ChunkOperations
 ) -> torch.Tensor:
-    """Sum -log softmax(hidden @ weight.T)[label] in nats, holding one chunk of logits at a time: a scalar in fp32.
+    """Return the sum of -log softmax(hidden @ weight.T)[label] in nats, an fp32 scalar, one chunk at a time.
 
     The forward pass also computes the gradients, chunk by chunk, as in Liger (arXiv 2410.10989).
     """

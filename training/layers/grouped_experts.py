@@ -11,7 +11,7 @@ from training.layers.router import Routing, tokens_per_expert
 
 
 def weighted_swiglu(gate_up: torch.Tensor, weights_S: torch.Tensor) -> torch.Tensor:
-    """Return silu(gate) * up times each row's weight (fp32): [S, 2F] -> [S, F] in the dtype of ``gate_up``."""
+    """Return silu(gate) * up * weight, [S, 2F] -> [S, F] in the dtype of ``gate_up``. The weights are fp32."""
     return (swiglu(gate_up) * weights_S[:, None]).to(gate_up.dtype)
 
 
@@ -24,8 +24,8 @@ def grouped_experts(
 ) -> torch.Tensor:
     """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D] -> [M, D].
 
-    ``activation`` is :func:`weighted_swiglu` or its compiled version. Grouped GEMM needs rows whose size is a multiple
-    of 16 bytes, which the recipe's validation ensures.
+    ``activation`` is :func:`weighted_swiglu` or its compiled version. Grouped GEMM requires that a row's size is a
+    multiple of 16 bytes. The recipe's validation ensures this.
     """
     slots_S = routing.selected.flatten().argsort(stable=True)  # slot s of the sorted rows is (token, k) = divmod(s, K)
     tokens_S = slots_S // routing.selected.shape[1]
@@ -42,7 +42,7 @@ def grouped_experts(
 
 
 class _ToExperts(torch.autograd.Function):
-    """Gather token rows [M, D] in expert order [S, D].
+    """Gather token rows in expert order: [M, D] -> [S, D].
 
     This class and ``_ToTokens`` are each other's backward pass. Both only gather. Autograd would instead scatter-add
     rows in place, which takes longer than the matrix products here and is nondeterministic on GPUs.
@@ -60,7 +60,7 @@ class _ToExperts(torch.autograd.Function):
 
 
 class _ToTokens(torch.autograd.Function):
-    """Sum expert rows [S, D] per token: [M, D]."""
+    """Sum the expert rows of each token: [S, D] -> [M, D]."""
 
     @staticmethod
     def forward(ctx: Any, rows_SD: torch.Tensor, tokens_S: torch.Tensor, places_MK: torch.Tensor) -> torch.Tensor:

@@ -16,14 +16,14 @@ def fill_vector(vector: torch.Tensor, name: str) -> None:
 
 
 def draw_normal(weight: torch.Tensor, seed_name: str, std: float) -> None:
-    """Draw from N(0, std) in place. ``seed_name`` consists of the seed and the parameter's name."""
+    """Fill a weight in place with draws from N(0, std). ``seed_name`` combines the seed and the parameter's name."""
     weight.copy_(_empty(weight).normal_(0.0, std, generator=_generator(weight, seed_name)))
 
 
 def draw_xavier(weight_OI: torch.Tensor, seed_name: str, matrices: int = 1) -> None:
-    """Draw from a uniform distribution with variance 2 / (in + out) (Glorot and Bengio, 2010), in place.
+    """Fill a weight, in place, with uniform draws of variance 2 / (in + out) (Glorot and Bengio, 2010).
 
-    ``matrices``: number of equally sized matrices that are concatenated along the weight's rows.
+    ``matrices`` is the number of equally sized matrices that are concatenated along the weight's rows.
     """
     outputs, inputs = weight_OI.shape
     bound = math.sqrt(6.0 / (inputs + outputs / matrices))
@@ -43,5 +43,5 @@ _FUSED = {"gate_up_proj": 2, "qkv_proj": 3, "kv_proj": 2}
 
 
 def matrices_in(name: str) -> int:
-    """Return how many equally sized matrices the weight with this name holds."""
+    """Return the number of equally sized matrices that are fused in the weight with this name."""
     return _FUSED.get(name.removesuffix(".weight").rsplit(".", 1)[-1], 1)

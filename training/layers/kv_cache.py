@@ -1,4 +1,4 @@
-"""The KV cache for decoding. For each token and layer, it holds every head's key and value, or one shared latent."""
+"""The KV cache for decoding. For each token, a layer stores every head's key and value, or one shared latent."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ import torch
 
 
 class Cache:
-    """Cache entries of all layers for B sequences of different lengths, in one allocation.
+    """The cache entries of all layers, in one allocation, for B sequences whose lengths may differ.
 
-    An entry has ``width`` elements, or ``width`` elements per head, so a layer's entries are [B, L, width] or
-    [B, N, L, width]. Row b holds ``lengths[b]`` entries, left-aligned; whatever follows them is ignored.
+    An entry has ``width`` elements, so a layer's entries are [B, L, width]. With ``heads``, an entry has ``width``
+    elements per head, and a layer's entries are [B, N, L, width]. Row b holds ``lengths[b]`` left-aligned entries. Any
+    data after them is ignored.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Cache:
         return self._storage.nbytes
 
     def begin(self, incoming: int) -> torch.Tensor:
-        """Prepare for ``incoming`` more tokens per sequence; returns their positions [B, T].
+        """Prepare for ``incoming`` more tokens per sequence. Returns their positions [B, T].
 
         Raises:
             ValueError: the cache has no room for these tokens.
@@ -70,7 +71,7 @@ class Cache:
         self._lengths = list(lengths)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Replace the contents of each sequence b with those of sequence ``rows[b]``."""
+        """Replace each sequence b with a copy of sequence ``rows[b]``."""
         self._lengths = [self._lengths[row] for row in rows.tolist()]
         used = self._storage[..., : max(self._lengths), :]
         used.copy_(used.index_select(1, rows.to(used.device)))
@@ -91,7 +92,7 @@ class LayerCache:
         return max(self._cache._lengths) > 0
 
     def append(self, entries: torch.Tensor) -> None:
-        """Store the entries of the incoming tokens, [B, T, width] or [B, N, T, width], after the existing entries."""
+        """Store the incoming tokens' entries, [B, T, width] or [B, N, T, width], after the existing entries."""
         cache = self._cache
         stored = cache._storage[self._index]
         if cache._positions is None:
@@ -106,7 +107,7 @@ class LayerCache:
                 stored[rows, cache._positions] = entries
 
     def entries(self) -> torch.Tensor:
-        """Return the stored entries up to the longest row's last incoming token: [B, L, width] or [B, N, L, width]."""
+        """Return the entries up to the last incoming token of the longest row: [B, L, width] or [B, N, L, width]."""
         cache = self._cache
         return cache._storage[self._index][..., : max(cache._lengths) + cache._incoming, :]
 
@@ -115,10 +116,10 @@ class LayerCache:
         return self.visible_lengths() - 1
 
     def visible_lengths(self) -> torch.Tensor:
-        """Return how many entries each incoming token attends to, including its own: [B, T] int64."""
+        """Return the number of entries, [B, T] int64, that each incoming token can attend to, including its own."""
         assert self._cache._visible_lengths is not None
         return self._cache._visible_lengths
 
     def attention_mask(self) -> torch.Tensor | None:
-        """Return the mask [B, 1, T, L], True where an incoming token attends to an entry, or None if it is all True."""
+        """Return a mask [B, 1, T, L] that is True where an incoming token can see an entry, or None if all are True."""
         return self._cache._attention_mask

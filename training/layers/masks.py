@@ -40,16 +40,16 @@ class Mask:
         return self.causal and all(restriction is None for restriction in restrictions)
 
     def key_range(self, start: int, end: int, keys: int) -> tuple[int, int]:
-        """Return the range (first, end) of keys that any of the queries ``start`` .. ``end``-1 attends to."""
+        """Return the range (first, end) of keys that at least one of the queries ``start`` .. ``end``-1 attends to."""
         first = 0 if self.window is None else max(0, start - self.window + 1)
         last = end if self.causal else keys if self.window is None else end + self.window - 1
         return first, min(last, keys)
 
     def bias(self, queries: torch.Tensor, keys_L: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """Return the bias to add to scores [B, N, T, L], with :func:`mask_value` where a key is masked.
+        """Return the bias to add to scores [B, N, T, L]. It is :func:`mask_value` where a key is masked.
 
-        Masked keys do not get minus infinity: a padding row may attend to nothing, and its softmax would then be NaN,
-        which would propagate to every gradient.
+        Masked keys do not get minus infinity, because all keys of a padding row may be masked. The row's softmax would
+        then be NaN, which would propagate to every gradient.
 
         Args:
             queries: query positions [T] or [B, T].
@@ -84,7 +84,7 @@ class Mask:
         return bias.masked_fill_(masked, value) if masked.dim() <= bias.dim() else bias.masked_fill(masked, value)
 
     def full_bias(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """Return :meth:`bias` for complete sequences, including documents. It is as large as a head's score matrix."""
+        """Return :meth:`bias` for complete sequences, with document boundaries. It covers all pairs of positions."""
         bias = self.bias(torch.arange(queries, device=device), torch.arange(keys, device=device), dtype)
         if self.documents is None:
             return bias
@@ -94,7 +94,7 @@ class Mask:
         return bias.masked_fill(different, mask_value(dtype))
 
     def limited_to(self, samples: int, keys: int, device: torch.device) -> "Mask":
-        """Return this mask for keys padded beyond ``keys``, with the padding masked."""
+        """Return this mask for sequences that are padded to more than ``keys`` keys, with the padding masked."""
         if self.causal or self.lengths_B is not None:
             return self
         if keys not in self._limited:
@@ -136,7 +136,7 @@ class Mask:
 def mask_value(dtype: torch.dtype) -> float:
     """Return the value to add to a masked key's score.
 
-    This is half of the dtype's minimum: the sum stays finite, and the softmax of a fully masked row is not 0/0.
+    The value is half the dtype's minimum, so that the sum stays finite and a fully masked row's softmax is not 0/0.
     """
     return torch.finfo(dtype).min / 2
 
@@ -145,8 +145,9 @@ def alibi_slopes(heads: int, device: torch.device | None = None, causal: bool = 
     """Return ALiBi's slope for each head, [N] in fp32: a geometric sequence that starts at 2^(-8/N).
 
     If N is not a power of two, the sequence for the power of two below N is followed by every other slope of the
-    sequence for the power above, as in the paper's code. In a bidirectional stack, each backward-looking head shares
-    its slope with a forward-looking head, so only every other slope of the sequence is used (see :func:`alibi_sides`).
+    sequence for the power of two above N, as in the paper's code. In a bidirectional stack, each backward-looking head
+    shares its slope with a forward-looking head, so only every other slope of the sequence is used (see
+    :func:`alibi_sides`).
     """
     if not causal:
         return alibi_slopes(heads, device)[::2].repeat_interleave(2)[:heads]
@@ -160,7 +161,7 @@ def alibi_sides(heads: int, device: torch.device | None = None) -> torch.Tensor:
     """Return the direction in which each head of a bidirectional stack looks, [N].
 
     The values are -1 for backward, 1 for forward, and 0 for both (the last head if the number of heads is odd). If
-    scores decreased equally on both sides, the stack could not tell "before" from "after", nor a word from its
+    scores decreased equally on both sides, the stack could not distinguish "before" from "after", or a word from its
     reversal. The paper covers only causal models, which do not have this problem.
     """
     sides = torch.tensor([-1, 1], device=device).repeat((heads + 1) // 2)

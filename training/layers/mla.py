@@ -21,7 +21,7 @@ class MultiHeadLatentAttention(nn.Module):
     """Causal attention whose keys and values are expanded from one narrow latent per token.
 
     Each head's query and key have a non-rotary part and a rotary part. All heads share the rotary key. If
-    ``q_lora_rank`` is set, queries have their own latent.
+    ``q_lora_rank`` is set, queries are expanded from a separate latent.
     """
 
     def __init__(self, config: DeepseekSection) -> None:
@@ -59,8 +59,8 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> torch.Tensor:
         """Map [B, T, D] -> [B, T, D].
 
-        ``rope`` is the table for the T positions. The T tokens come after any that ``cache`` already holds, and their
-        entries are appended to the cache.
+        ``rope`` is the table for the T positions. The T tokens follow the tokens that ``cache`` already holds, and
+        their entries are appended to the cache.
         """
         if cache is not None and cache.has_past:
             return self.o_proj(self._absorbed(x_BTD, rope, cache).flatten(2))
@@ -97,7 +97,7 @@ class MultiHeadLatentAttention(nn.Module):
         return self.kv_a_layernorm(latent_BTC), rotate_tail(rope_BTR[:, None], rope)[:, 0]
 
     def _absorbed(self, x_BTD: torch.Tensor, rope: RotaryTable, cache: LayerCache) -> torch.Tensor:
-        """Attend to the cached latents, absorbing their expansions into queries and outputs: [B, T, N, Z]."""
+        """Attend to the cached latents, whose expansion is absorbed into queries and outputs. Returns [B, T, N, Z]."""
         cache.append(torch.cat(self._latents(x_BTD, rope), dim=-1))
         q_BNTQ = rotate_tail(self._queries(x_BTD), rope)
         expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)

@@ -20,9 +20,9 @@ from training.layers.router import Router, Routing
 class Gate(nn.Module):
     """Computes each token's expert logits, always in fp32, and routes the tokens accordingly.
 
-    ``e_score_correction_bias`` [E], if the routing method has one, affects which experts are chosen but not their
-    weights, and has no gradient. It stays in fp32 when the module is cast: bf16 would round away a balancing step of
-    1e-3.
+    ``e_score_correction_bias`` [E] is None if the routing method has no bias. It affects which experts are chosen but
+    not their weights, and has no gradient. This buffer stays in fp32 when the module is cast, because bf16 would round
+    away a balancing step of 1e-3.
     """
 
     e_score_correction_bias: torch.Tensor | None

@@ -37,8 +37,8 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Map [B, T, D] -> [B, T, D].
 
-        ``rope`` rotates queries and keys. The T tokens come after any that ``cache`` already holds, and their entries
-        are appended to the cache.
+        ``rope`` rotates queries and keys. The T tokens follow the tokens that ``cache`` already holds, and their
+        entries are appended to the cache.
         """
         q, k, v = self.qkv_proj(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if rope is not None:
@@ -105,14 +105,15 @@ class CrossAttention(nn.Module):
         self.attention_hook: AttentionHook | None = None
 
     def project_kv(self, source: Source) -> CrossAttentionKV:
-        """Compute the keys and values of an encoded sequence, to be reused for every position that attends to it."""
+        """Compute an encoded sequence's keys and values once, for all positions that attend to the sequence."""
         k, v = self.kv_proj(source.encoded).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return CrossAttentionKV(k, v, source.mask)
 
     def forward(self, x_BTD: torch.Tensor, source: Source | CrossAttentionKV) -> torch.Tensor:
         """Map [B, T, D] -> [B, T, D].
 
-        If there are fewer sources than sequences, several consecutive sequences, such as beams, share each source.
+        If there are fewer sources than sequences, each source is shared by several consecutive sequences, such as
+        beams.
         """
         kv = self.project_kv(source) if isinstance(source, Source) else source
         q = self.q_proj(x_BTD).view(len(kv.keys), -1, self.heads, self.width).transpose(1, 2)

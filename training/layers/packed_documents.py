@@ -24,7 +24,7 @@ class Documents:
         self._block_mask: Any = None
 
     def positions(self) -> torch.Tensor:
-        """Return each token's position in its document, or in the document's part in this sample: [B, T] int64."""
+        """Return each token's position [B, T] (int64) in its document, or in the document's part inside this sample."""
         flat = torch.arange(self._samples * self._length, device=self._starts.device)
         return (flat - self._starts.long()[self.ids_BT.flatten()]).view(self._samples, self._length)
 
@@ -50,7 +50,7 @@ class Documents:
         return self._block_mask
 
     def follow(self, distance: int) -> torch.Tensor:
-        """Return whether each position and the one ``distance`` ahead are in the same document: [B, T] bool."""
+        """Return whether each position and the position ``distance`` ahead are in the same document, as [B, T] bool."""
         ahead = torch.zeros_like(self.ids_BT, dtype=torch.bool)
         ahead[:, :-distance] = self.ids_BT[:, distance:] == self.ids_BT[:, :-distance]
         return ahead
@@ -59,13 +59,13 @@ class Documents:
 def make_block_mask(
     mask_mod: Callable[..., Any], samples: int | None, queries: int, keys: int, device: torch.device
 ) -> Any:
-    """Build FlexAttention's block mask for ``mask_mod(b, head, query, key)``; fully masked blocks are skipped."""
+    """Build the block mask for ``mask_mod(b, head, query, key)``. With it, FlexAttention skips fully masked blocks."""
     return _create_block_mask(device.type)(mask_mod, samples, None, queries, keys, device=str(device))
 
 
 @cache
 def flex_attention() -> Callable[..., torch.Tensor]:
-    """Return FlexAttention, compiled once per process if there are GPUs. Uncompiled, it would compute every score."""
+    """Return FlexAttention, compiled once per process if there are GPUs. The eager version computes every score."""
     from torch.nn.attention.flex_attention import flex_attention
 
     eager: Any = flex_attention

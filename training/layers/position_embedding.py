@@ -9,7 +9,7 @@ from training.layers.rope import RotaryTable, rotary_table, sinusoidal
 
 
 class PositionEmbedding(nn.Module):
-    """The position encoding that ``model.positions`` selects. Only ``learned`` has a weight, [max_seq_len, D]."""
+    """The position encoding selected by ``model.positions``. Only ``learned`` has a weight, [max_seq_len, D]."""
 
     def __init__(self, config: TransformerSection) -> None:
         super().__init__()
@@ -58,5 +58,5 @@ class PositionEmbedding(nn.Module):
         return alibi_slopes(self.heads, device, causal) if self.kind == "alibi" else None
 
     def sides(self, device: torch.device) -> torch.Tensor | None:
-        """Return the direction in which each head of a bidirectional ALiBi stack looks, [N], or None without ALiBi."""
+        """Return each head's direction [N] in a bidirectional ALiBi stack, or None without ALiBi."""
         return alibi_sides(self.heads, device) if self.kind == "alibi" else None

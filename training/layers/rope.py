@@ -29,8 +29,8 @@ class RotaryTable(NamedTuple):
 def rotary_table(positions: torch.Tensor, rope_dim: int, theta: float, yarn: YarnSection | None = None) -> RotaryTable:
     """Build the table for positions [T] or [B, T] and heads with a rotary part of width ``rope_dim``.
 
-    With YaRN, it includes the ratio of the corrections for ``mscale`` and ``mscale_all_dim``. If the two are equal, as
-    in DeepSeek-V3, the ratio is 1 and the entire correction is in :func:`softmax_scale`.
+    With YaRN, the table includes the ratio of the corrections for ``mscale`` and ``mscale_all_dim``. If the two are
+    equal, as in DeepSeek-V3, the ratio is 1 and the entire correction is in :func:`softmax_scale`.
     """
     frequencies = inverse_frequencies(rope_dim, theta, yarn, positions.device)
     angles = positions.float()[..., None] * frequencies
@@ -57,7 +57,7 @@ def rotate_tail(x: torch.Tensor, rope: RotaryTable) -> torch.Tensor:
 
 
 def sinusoidal(positions: torch.Tensor, size: int, theta: float = 10_000.0) -> torch.Tensor:
-    """Return alternating sines and cosines of the positions, [..., size] in fp32 (arXiv 1706.03762)."""
+    """Return position embeddings of alternating sines and cosines, [..., size] in fp32 (arXiv 1706.03762)."""
     angles = positions.float()[..., None] * inverse_frequencies(size, theta, None, positions.device)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 

@@ -52,8 +52,8 @@ class Router(nn.Module):
     """Chooses at most K of E experts for every token, from fp32 logits.
 
     While ``recording`` is true, each forward pass stores a :class:`RoutingRecord` for :meth:`pop_record`. The record
-    covers the tokens where ``padding_mask_M`` is True, or all tokens if the mask is None. Recording is off by the time
-    the backward pass recomputes activations, so no token is counted twice.
+    covers the tokens where ``padding_mask_M`` is True, or all tokens if the mask is None. Recording is off when the
+    backward pass recomputes activations, so no token is counted twice.
 
     ``load_share`` [E] is set by the load balancer: tokens per expert in the previous global batch, divided by their
     mean.
@@ -93,7 +93,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def select(self, scores_ME: torch.Tensor, bias_E: torch.Tensor | None = None) -> torch.Tensor:
-        """Select the top K experts [M, K] by score plus bias; with groups, only from the top-scoring groups.
+        """Select the top K experts [M, K] by score plus bias. With groups, only the top-scoring groups are considered.
 
         Experts in other groups are masked with minus infinity. If they were masked with 0, one of them could beat an
         expert whose biased score is negative.
@@ -119,7 +119,7 @@ class Router(nn.Module):
     def _adapt(
         self, scores_ME: torch.Tensor, selected_MK: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Use only as many of the selected experts as it takes to reach the target mass; the others get weight 0.
+        """Keep only as many of the selected experts as needed to reach the target mass. The others get weight 0.
 
         Probabilities are scores divided by their sum over all experts, which is 1 for softmax scores. Returns the
         experts sorted by score, their scores (0 if unused), and whether each is used, all [M, K].
@@ -142,7 +142,7 @@ class Router(nn.Module):
         self._latest_record = RoutingRecord(logits_ME, counts_E.int(), self.padding_mask_M)
 
     def slots_per_expert(self, selected_MK: torch.Tensor) -> torch.Tensor:
-        """Count all slots per expert, including unused slots, which ranks also exchange: [E] int32."""
+        """Return the number of slots per expert, [E] int32, including unused slots, which ranks also exchange."""
         return tokens_per_expert(selected_MK, self.experts)
 
     def pop_record(self) -> RoutingRecord | None:
@@ -177,14 +177,14 @@ def _best_of_group(choice_MGe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 def tokens_per_expert(selected_MK: torch.Tensor, experts: int) -> torch.Tensor:
-    """Count slots per expert: [E] int32. Unlike bincount, this causes no host-device synchronization."""
+    """Return the number of slots per expert, [E] int32. Unlike bincount, this causes no host-device synchronization."""
     flat_S = selected_MK.flatten()
     counts_E = torch.zeros(experts, dtype=torch.int32, device=flat_S.device)
     return counts_E.scatter_add_(0, flat_S, torch.ones_like(flat_S, dtype=torch.int32))
 
 
 def sequence_balance(router: Router, record: RoutingRecord, sequences: int) -> torch.Tensor:
-    """Sum sum_i f_i P_i over sequences (DeepSeek-V3, equations 17 to 20); 1 per sequence if the load is even.
+    """Return sum_i f_i P_i, summed over sequences (DeepSeek-V3, equations 17 to 20). It is 1 per sequence at even load.
 
     f_i is the fraction of the sequence's slots that would go to expert i by score alone (without bias, groups or
     noise), divided by the fraction under an even load. P_i is the mean probability of expert i.
@@ -203,18 +203,18 @@ def sequence_balance(router: Router, record: RoutingRecord, sequences: int) -> t
 
 
 def load_balance(router: Router, record: RoutingRecord, _sequences: int) -> torch.Tensor:
-    """Sum sum_i f_i p_i over tokens (Switch, arXiv 2101.03961); 1 per token if the load is even.
+    """Return sum_i f_i p_i, summed over tokens (Switch, arXiv 2101.03961). It is 1 per token at even load.
 
-    f_i is ``load_share``, which is measured on the previous global batch. The current batch's load is not known until
-    all its micro-batches are done, and a micro-batch's own load would make the loss depend on the number of
-    micro-batches.
+    p_i is a token's probability for expert i. f_i is ``load_share``, which is measured on the previous global batch.
+    The current batch's load is not known until all its micro-batches are done, and a micro-batch's own load would make
+    the loss depend on the number of micro-batches.
     """
     probability_ME = _without_padding(router.probabilities(record.logits), record)
     return probability_ME.sum() if router.load_share is None else (probability_ME * router.load_share).sum()
 
 
 def router_z(_router: Router, record: RoutingRecord, _sequences: int) -> torch.Tensor:
-    """Sum the squared logsumexp of the logits over tokens (the router z-loss of ST-MoE, arXiv 2202.08906)."""
+    """Return the squared logsumexp of the logits, summed over tokens (ST-MoE's router z-loss, arXiv 2202.08906)."""
     return _without_padding(record.logits.logsumexp(-1, keepdim=True), record).square().sum()
 
 
@@ -233,7 +233,7 @@ BALANCE_LOSSES: dict[str, Callable[[Router, RoutingRecord, int], torch.Tensor]] 
 
 @contextmanager
 def record_routing(routers: Sequence[Router], padding_mask_M: torch.Tensor | None = None) -> Iterator[None]:
-    """Make routers record their forward passes. ``padding_mask_M`` is False at padding, or None without padding."""
+    """Record the routers' forward passes. ``padding_mask_M`` is False at padding, or None if there is no padding."""
     for router in routers:
         router.recording, router.padding_mask_M = True, padding_mask_M
     try:
@@ -244,9 +244,9 @@ def record_routing(routers: Sequence[Router], padding_mask_M: torch.Tensor | Non
 
 
 def balance_losses(routers: Sequence[Router], names: Sequence[str], sequences: int) -> dict[str, torch.Tensor]:
-    """Compute the balancing losses by name, summed over routers.
+    """Compute the balancing losses with these names, summed over routers.
 
-    They are computed from the routers' latest records, each of which covers ``sequences`` sequences.
+    Each loss is computed from the routers' latest records, which cover ``sequences`` sequences each.
     """
     losses: dict[str, torch.Tensor] = {}
     for router in routers:

@@ -21,7 +21,7 @@ from training.layers.rope import RotaryTable
 
 
 class TransformerLayer(Layer):
-    """A transformer layer whose sublayers each read from and add to the residual stream, with dropout on their outputs.
+    """A transformer layer. Each sublayer reads the residual stream and adds its output to it, after dropout.
 
     ``norm_first`` puts a norm before each sublayer (pre-norm). Otherwise a norm follows each residual addition
     (post-norm, arXiv 1706.03762).

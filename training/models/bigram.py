@@ -1,4 +1,4 @@
-"""The bigram model, the smallest baseline: a table in which each token's row holds the logits of the next token."""
+"""The bigram model, the smallest baseline. It is a table whose row for each token holds the next token's logits."""
 
 import torch
 from torch import nn

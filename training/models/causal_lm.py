@@ -39,7 +39,7 @@ class Decoder(LayerStack):
         return out
 
     def layer_inputs(self, positions: torch.Tensor, documents: Documents | None) -> tuple[Any, ...]:
-        """Return the arguments that every layer takes between the hidden states and the cache."""
+        """Return the arguments to pass to every layer after the hidden states and before the cache."""
         raise NotImplementedError
 
     def forward(
@@ -86,8 +86,8 @@ class CausalLM(LayerStack):
     ) -> torch.Tensor:
         """Map token ids [B, T] to the normalized hidden states [B, T, D] that the head reads.
 
-        For ``starts`` see :class:`Documents`. With a ``cache``, the ids come after the cached tokens, and the caller
-        must commit them.
+        For ``starts``, see :class:`Documents`. With a ``cache``, the ids follow the cached tokens, and the caller must
+        commit the ids to the cache.
         """
         positions, documents = locate(input_ids_BT, starts, cache)
         out: torch.Tensor = self.model(input_ids_BT, positions, self.model.layer_inputs(positions, documents), cache)
@@ -121,7 +121,8 @@ def locate(
 ) -> tuple[torch.Tensor, Documents | None]:
     """Return the positions of token ids, [T] or [B, T], and their documents, if any.
 
-    Positions count from the start of each document, from the end of the cache, or from 0.
+    Positions are counted from each document's start if there are ``starts``, from the end of the cache if there is one,
+    or else from 0.
     """
     samples, length = input_ids_BT.shape
     if starts is not None:

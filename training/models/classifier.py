@@ -1,8 +1,8 @@
 """A text classifier: a decoder or encoder backbone, pooling over a text's tokens, and a linear layer.
 
-The backbone's modules have the same names as in a model of its family, without the head. That family's checkpoints
-therefore load into it (:func:`training.export.weights.load_backbone`), and DeepSpeed's AutoEP recognizes DeepSeek's
-layers. Shape suffixes are listed in :mod:`training.layers`; here C is the number of classes.
+The backbone has no head, and its modules have the same names as in a model of its family. That family's checkpoints
+therefore load into the backbone (:func:`training.export.weights.load_backbone`), and DeepSpeed's AutoEP recognizes
+DeepSeek's layers. Shape suffixes are listed in :mod:`training.layers`; here C is the number of classes.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ class Classifier(LayerStack):
 
 
 def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
-    """Pool to one vector per text, [B, D]: its ``first`` or ``last`` token's hidden state, or the ``mean`` of all."""
+    """Pool [B, T, D] to [B, D]: take each text's ``first`` or ``last`` hidden state, or the ``mean`` of all."""
     samples, length, _ = x_BTD.shape
     if lengths_B is None:
         lengths_B = torch.full((samples,), length, device=x_BTD.device)
@@ -108,7 +108,7 @@ def pooled(x_BTD: torch.Tensor, pooling: str, lengths_B: torch.Tensor | None = N
 def init_weights(model: Classifier, seed: int, experts: range | None = None) -> None:
     """Initialize every parameter and buffer in place: the backbone as in its family, and the head like a projection.
 
-    ``experts``: the experts whose weights are needed if the backbone has experts, or None for all of them.
+    ``experts`` is the range of experts whose weights are needed if the backbone has experts, or None for all experts.
     """
     match model.model:
         case gpt.GptDecoder():

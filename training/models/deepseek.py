@@ -89,9 +89,9 @@ class DecoderLayer(Layer):
 class PredictionLayer(DecoderLayer):
     """One depth of multi-token prediction (V3, section 2.2).
 
-    It predicts one token further ahead than the previous depth, and shares the main model's embedding and head. The
-    projection takes the embedding first, as in the released weights (the technical report puts it second). The layer's
-    normalized output goes to the head and to the next depth.
+    Each depth predicts one token further ahead than the previous depth, and shares the main model's embedding and head.
+    The projection takes the embedding first, as in the released weights (the technical report puts it second). The
+    layer's normalized output goes to the head and to the next depth.
     """
 
     def __init__(self, config: DeepseekSection, index: int) -> None:
@@ -109,14 +109,14 @@ class PredictionLayer(DecoderLayer):
         documents: Documents | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """Compute normalized hidden states from the previous depth's hidden states and the embedded tokens ahead."""
+        """Compute normalized hidden states from the previous depth's states and the embeddings of later tokens."""
         x_BTD = self.eh_proj(torch.cat((self.enorm(embedded_BTD), self.hnorm(hidden_BTD)), dim=-1))
         # Use __call__ so that hooks and compilation apply as for any layer.
         return self.shared_head["norm"](self(x_BTD, rope, documents, cache))
 
 
 class DeepseekDecoder(Decoder):
-    """Embedding, layers and final norm. ``layers`` also holds the multi-token prediction layers, after the stack."""
+    """Embedding, layers and final norm. ``layers`` also holds the multi-token prediction layers, at its end."""
 
     def __init__(self, config: DeepseekSection, vocab_size: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class DeepseekDecoder(Decoder):
 
 
 def released_config(config: DeepseekSection, vocab_size: int) -> SimpleNamespace:
-    """Return the recipe's fields under the names in transformers' ``DeepseekV3Config``, which AutoEP looks up."""
+    """Return the recipe's fields under their names in transformers' ``DeepseekV3Config``. AutoEP looks them up."""
     return SimpleNamespace(**{**config.model_dump(), "vocab_size": vocab_size, "hidden_act": "silu"})
 
 

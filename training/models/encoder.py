@@ -21,7 +21,7 @@ from training.layers.transformer_layer import TransformerLayer, make_norm
 
 
 class Encoder(LayerStack):
-    """Embedding and bidirectional layers, which map token ids [B, T] to hidden states [B, T, D]."""
+    """Embedding and bidirectional layers: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(
         self, config: EncoderSection | EncoderDecoderSection, vocab_size: int, scale_positions: bool = True
@@ -60,10 +60,10 @@ class Encoder(LayerStack):
 
 
 class EncoderForTokens(LayerStack):
-    """An encoder with a head of ``vocab_size`` rows, which predicts a token at each position.
+    """An encoder whose head has ``vocab_size`` rows and predicts a token at each position.
 
-    Weights are uninitialized until :func:`init_weights` or ``load_state_dict``. If the ``attention_hook`` of a layer's
-    ``self_attn`` is set, it is called with the attention weights.
+    Weights are uninitialized until :func:`init_weights` or ``load_state_dict``. A layer's ``self_attn.attention_hook``,
+    if set, is called with the attention weights.
     """
 
     def __init__(self, config: EncoderSection, vocab_size: int) -> None:
@@ -75,7 +75,7 @@ class EncoderForTokens(LayerStack):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def hidden(self, input_ids_BT: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Map token ids [B, T], with ``lengths`` [B] as in :class:`Encoder`, to the head's inputs [B, T, D]."""
+        """Map token ids [B, T] to the head's inputs [B, T, D]. For ``lengths`` [B], see :class:`Encoder`."""
         out: torch.Tensor = self.model(input_ids_BT, lengths)
         return out
 

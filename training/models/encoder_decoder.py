@@ -29,7 +29,7 @@ class Encoded:
 
 
 class Decoder(LayerStack):
-    """Embedding and layers with cross-attention to a source, which map token ids [B, T] to hidden states [B, T, D]."""
+    """Embedding and layers that cross-attend to a source: token ids [B, T] -> hidden states [B, T, D]."""
 
     def __init__(self, config: EncoderDecoderSection, vocab_size: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class EncoderDecoder(LayerStack):
         return Encoded([layer.cross_attn.project_kv(encoded) for layer in self.decoder.blocks])
 
     def new_cache(self, sequences: int, capacity: int) -> Cache:
-        """Create a cache with room for ``capacity`` target tokens per sequence, in every decoder layer and head."""
+        """Create a cache for ``capacity`` target tokens per sequence, with entries for every decoder layer and head."""
         config = self.section
         heads, width = config.num_attention_heads, 2 * config.head_size
         return Cache(config.depth_of_decoder, sequences, capacity, width, self.lm_head.weight.detach(), heads)
@@ -94,8 +94,9 @@ class EncoderDecoder(LayerStack):
     def hidden(self, input_ids_BT: torch.Tensor, encoded: Encoded, cache: Cache | None = None) -> torch.Tensor:
         """Map target token ids [B, T] to the hidden states [B, T, D] that the head reads.
 
-        With a ``cache``, the ids come after the cached tokens, and the caller must commit them. ``encoded`` may hold
-        fewer sources than there are rows of ids. An equal number of consecutive rows then share each source.
+        With a ``cache``, the ids follow the cached tokens, and the caller must commit the ids to the cache. ``encoded``
+        may hold fewer sources than there are rows of ids. Each source is then shared by the same number of consecutive
+        rows.
         """
         return self._decode(input_ids_BT, encoded.layers, cache)
 

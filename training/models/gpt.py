@@ -1,8 +1,8 @@
 """GPT-2 (Radford et al., 2019) and its relatives: a dense decoder with any position encoding.
 
-It covers nanoGPT (no biases, padded vocabulary), small character-level GPTs as taught in introductory courses (ReLU,
-untied head), and RMSNorm with SwiGLU and RoPE. Shape suffixes: B sequences, T positions, D hidden size. All are listed
-in :mod:`training.layers`.
+The family includes nanoGPT (no biases, padded vocabulary), small character-level GPTs as taught in introductory courses
+(ReLU, untied head), and models with RMSNorm, SwiGLU and RoPE. Shape suffixes: B sequences, T positions, D hidden size.
+All are listed in :mod:`training.layers`.
 """
 
 import math

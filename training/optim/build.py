@@ -15,12 +15,12 @@ _TABLES = ("embed_tokens.weight", "positions.weight", "lm_head.weight", "score.w
 
 
 def orthogonal(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether Muon is meant for a parameter: a hidden layer's matrix, or a stack of such matrices."""
+    """Return whether Muon should update a parameter: a hidden layer's matrix, or a stack of such matrices."""
     return len(shape) >= 2 and not name.endswith(_TABLES)
 
 
 def bind_partitions(optimizer: torch.optim.Optimizer, engine: Any) -> None:
-    """Tell Muon how DeepSpeed has partitioned the parameters. Collective; does nothing for other optimizers."""
+    """Pass DeepSpeed's parameter partitions to Muon. Collective. Does nothing for other optimizers."""
     if isinstance(optimizer, Muon):
         optimizer.bind(partitions(engine).trained, orthogonal, engine.device)
 
@@ -32,14 +32,15 @@ def parameter_groups(
     muon: bool = False,
     rate_scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters in groups. Vectors get no weight decay; routed experts are marked ``moe``.
+    """Return the trainable parameters in groups. Vectors get no weight decay. Groups of experts are marked ``moe``.
 
     If ``muon`` is set, tables (see ``_TABLES``) and the matrices that Muon updates are in separate groups. Parameters
-    whose names start with a key of ``rate_scales`` get separate groups too. The trainer multiplies the learning rate
-    by a group's ``rate_scale``, which is 1 for all other parameters.
+    whose names start with a key of ``rate_scales`` get separate groups too. The trainer multiplies the learning rate by
+    a group's ``rate_scale``, which is 1 for all other parameters.
 
-    DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts, which it looks up by
-    the group's name. It rejects (ZeRO-2) or fails on (stage 0) groups that mix expert parameters with others.
+    DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts. It looks up these
+    ranks by the group's name. A group must not mix expert parameters with others: DeepSpeed rejects it at ZeRO stage 2
+    and fails on it at stage 0.
     """
     decayed = {"weight_decay": weight_decay}
     kinds: dict[str, dict[str, Any]] = {

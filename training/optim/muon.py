@@ -1,10 +1,10 @@
 """The Muon optimizer: momentum with orthogonalized matrix updates, at any ZeRO stage.
 
-Muon is from Jordan et al. (https://kellerjordan.github.io/posts/muon). As in Moonlight (arXiv 2502.16982), its updates
-are scaled to match the RMS of AdamW's updates, so that both optimizers can use the same learning rate.
+Muon is from Jordan et al. (https://kellerjordan.github.io/posts/muon). As in Moonlight (arXiv 2502.16982), Muon's
+updates are scaled to the RMS of AdamW's updates, so that both optimizers can use the same learning rate.
 
-DeepSpeed hands an optimizer flat fp32 partitions of the parameters, with gradients that are already reduced, unscaled
-and clipped. The momentum buffers have the same layout. A matrix that lies entirely in this rank's partition is
+DeepSpeed passes an optimizer flat fp32 partitions of the parameters, whose gradients are already reduced, unscaled and
+clipped. The momentum buffers have the same layout. A matrix that lies entirely in this rank's partition is
 orthogonalized locally. A matrix that is sharded across ranks is gathered on one of them, which orthogonalizes it and
 scatters the result. All ZeRO stages therefore compute the same updates, and clipping applies to the gradient, as the
 recipe specifies.
@@ -48,9 +48,10 @@ def matrices(name: str, shape: Iterable[int]) -> Matrices:
 
 @torch.no_grad()
 def orthogonalized(batch_BRC: torch.Tensor) -> torch.Tensor:
-    """Return the near-orthogonal factor of each matrix in [B, R, C], times 0.2 sqrt(max(R, C)), in fp32.
+    """Return each matrix's near-orthogonal factor, times 0.2 sqrt(max(R, C)): [B, R, C] -> [B, R, C] in fp32.
 
-    The Newton-Schulz iteration runs in bf16 on a GPU, where that is much faster and precise enough, otherwise in fp32.
+    On a GPU, the Newton-Schulz iteration runs in bf16, which is much faster and precise enough. Elsewhere it runs in
+    fp32.
     """
     working = torch.bfloat16 if batch_BRC.is_cuda else torch.float32
     tall = batch_BRC.shape[1] > batch_BRC.shape[2]
@@ -66,7 +67,7 @@ def orthogonalized(batch_BRC: torch.Tensor) -> torch.Tensor:
 
 
 class _Piece(NamedTuple):
-    """Elements ``start`` .. ``start+numel``-1 of the matrix ``key``, at ``offset`` in a partition."""
+    """Elements ``start`` .. ``start+numel``-1 of the matrix ``key``, stored at ``offset`` in a partition."""
 
     key: tuple[str, int]
     shape: Matrices
@@ -102,7 +103,7 @@ class Muon(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
-        """Initialize the optimizer. ``groups`` are torch parameter groups; the other arguments are group defaults."""
+        """Initialize the optimizer. ``groups`` are torch parameter groups. The other arguments are their defaults."""
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups, {**defaults, "orthogonal": False})
         self._plans: dict[torch.Tensor, _Plan] = {}
@@ -220,7 +221,7 @@ class _Exchange:
                 keys.append(piece.key)
 
     def orthogonalize(self, update: torch.Tensor) -> None:
-        """Replace this rank's pieces of an update with the orthogonalized values, in place. Collective."""
+        """Orthogonalize the sharded matrices of an update, and write this rank's pieces in place. Collective."""
         sent = _joined([update[p.offset : p.offset + p.numel] for p in self._held], update)
         received = update.new_empty(sum(self._in))
         dist.all_to_all_single(received, sent, self._in, self._out, group=self._group)

@@ -11,7 +11,7 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection)
     All schedules start with a linear warmup to ``peak``. ``cosine`` then follows half a cosine down to
     ``final_fraction`` of the peak. ``wsd`` (warmup-stable-decay, arXiv 2404.06395) stays at the peak and then decays
     linearly to ``final_fraction`` of the peak over the last ``decay_fraction`` of the steps. ``steps`` (DeepSeek-V2)
-    multiplies the rate by ``factor`` at each point in ``at``, given as a fraction of all steps.
+    multiplies the rate by ``factor`` at each point in ``at``. The points are fractions of all steps.
     """
     if step < schedule.warmup_steps:
         return peak * (step + 1) / schedule.warmup_steps

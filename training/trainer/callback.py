@@ -80,7 +80,7 @@ class Callback:
         return ()
 
     def on_reduced(self, sums: Sequence[float]) -> None:
-        """Called right after ``reduce_inputs``, with its numbers summed over all ranks."""
+        """Called right after ``reduce_inputs``, with this callback's numbers summed over all ranks."""
 
     def on_interrupt(self, step: int) -> None:
         """Called when a signal stops training early, after ``step`` steps."""

@@ -21,7 +21,7 @@ class Objective(Protocol):
     weights: Mapping[str, float]
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of items in a batch that each loss is averaged over."""
+        """Return, for each loss, the number of items in a batch over which the loss is averaged."""
         ...
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:

@@ -1,8 +1,9 @@
 """Auxiliary-loss-free load balancing (DeepSeek-V3 report, section 2.1.2), and every router's load statistics.
 
-A gate is any module that has a ``router`` (see ``training.layers.router``) and the router's bias: the model's own gates
-and, under expert parallelism, the modules that replace AutoEP's routers. Routers count tokens only in training forward
-passes. AutoEP's own counter is not used because it also counts evaluation, recomputation and unused slots.
+A gate is any module that has a ``router`` (see ``training.layers.router``) and the router's bias. Gates are the model's
+own gates and, under expert parallelism, the modules that replace AutoEP's routers. Routers count tokens only in
+training forward passes. AutoEP's own counter is not used because it also counts evaluation, recomputation and unused
+slots.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Balancer:
     """Sums the tokens per expert over all ranks and updates every router's bias once per optimizer step."""
 
     def __init__(self, model: nn.Module, step: float) -> None:
-        """Find the gates of a model.
+        """Initialize the balancer for a model's gates.
 
         Args:
             model: the model, or the engine's module.
@@ -62,7 +63,7 @@ class Balancer:
         ]
 
     def update(self, counted: bool = True) -> list[LayerLoad]:
-        """Sum the counts over all ranks, pass the loads to the routers, and add gamma * sign(mean - count) to biases.
+        """Sum the counts over ranks, pass the loads to the routers, and add gamma * sign(mean - count) to the biases.
 
         Args:
             counted: False if the step was skipped; its counts are then discarded and nothing is updated.

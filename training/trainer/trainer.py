@@ -68,7 +68,7 @@ class Trainer:
         return ended
 
     def run_steps(self, start: int, end: int) -> Ended:
-        """Run steps ``start`` .. ``end``-1 and trigger the per-step events, but no events before or after training."""
+        """Run steps ``start`` .. ``end``-1. Triggers the per-step events and ``on_interrupt``, but no other events."""
         train = self._context.train
         for step in range(start, end):
             for callback in self._callbacks:
@@ -118,7 +118,7 @@ class Trainer:
         return rate
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
-        """Return the number of items in the global batch that each loss is averaged over, and the number of tokens."""
+        """Return each loss's denominator for the global batch, and the number of tokens in that batch."""
         objective = self._context.objective
         per_batch = [objective.counts(batch) for batch in batches]
         names = list(objective.weights)
@@ -128,11 +128,10 @@ class Trainer:
         return dict(zip(names, sums, strict=True)), tokens
 
     def _forward_backward(self, batches: Sequence[Batch], counts: dict[str, float]) -> tuple[torch.Tensor, float]:
-        """Accumulate gradients over the micro-batches and step. Returns this rank's loss sums and the gradient norm.
+        """Run all micro-batches and the optimizer step. Returns this rank's loss sums and the gradient norm.
 
-        DeepSpeed divides the loss by the number of accumulation steps and averages gradients over ranks. The scales
-        below undo both. As a result, losses are averaged over the global batch for any number of ranks and
-        micro-batches.
+        DeepSpeed divides the loss by the number of accumulation steps and averages gradients over ranks. ``scales``
+        undoes both, so that losses are averaged over the global batch for any number of ranks and micro-batches.
         """
         engine, ranks, objective = self._context.engine, self._context.ranks, self._context.objective
         names = list(objective.weights)
@@ -151,7 +150,7 @@ class Trainer:
         return totals, norm
 
     def _why_skipped(self, totals: torch.Tensor) -> Literal["non_finite", "loss_scale"]:
-        """Return why a step was skipped.
+        """Return the reason for skipping a step.
 
         The reason is ``loss_scale`` if, under fp16, the loss is finite and the loss scale can still be lowered.
         """
@@ -164,7 +163,7 @@ class Trainer:
     def _reduce(self) -> bool:
         """Sum the callbacks' numbers over ranks. Returns whether any rank received a signal to stop.
 
-        A single collective does both, and makes all ranks stop at the same step.
+        A single collective exchanges both the numbers and the signals, and makes all ranks stop at the same step.
         """
         inputs = [list(callback.reduce_inputs()) for callback in self._callbacks]
         flat = [float(self._context.stop.requested), *(number for numbers in inputs for number in numbers)]
@@ -177,7 +176,7 @@ class Trainer:
 
 
 def poison_non_finite(loss: torch.Tensor) -> torch.Tensor:
-    """Return the loss unchanged, but make all gradients NaN if it is not finite.
+    """Return a finite loss unchanged. Otherwise return NaN, so that all gradients are NaN.
 
     Every rank then sees a non-finite gradient norm.
     """

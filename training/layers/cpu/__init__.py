@@ -1,7 +1,8 @@
 """The layers' CPU paths: everything that is computed differently on CPU than on GPU.
 
 Each public function returns its result, or None if PyTorch's own operation is the better choice: on other devices,
-under ``torch.compile``, and for shapes and dtypes that would not benefit. A layer therefore reads::
+under ``torch.compile``, and for shapes and dtypes that would not benefit. A layer therefore calls these functions as
+follows::
 
     out = cpu.matmul.linear(x, weight, bias)
     return F.linear(x, weight, bias) if out is None else out

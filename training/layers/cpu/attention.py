@@ -1,12 +1,13 @@
 """Attention on CPU, computed in blocks of queries. Each block uses only the keys that its queries attend to.
 
 Time and activation memory are therefore proportional to the number of scores computed. The backward pass is written by
-hand: autograd would allocate a full-length gradient for each slice of the keys, which would make the cost of
+hand, because autograd would allocate a full-length gradient for each slice of the keys. That would make the cost of
 sliding-window attention quadratic again.
 
-PyTorch's fused CPU kernel requires values as wide as the queries. With one thread and sequences of 256 tokens, it is
-1.4 (fp32) to 2.7 (bf16) times slower than blocks of plain matrix products. Blocks must save the attention weights for
-the backward pass, however, so sequences longer than ``LONGEST_BLOCKED`` use the fused kernel, one document at a time.
+PyTorch's fused CPU kernel requires values as wide as the queries. On one thread, with sequences of 256 tokens, the
+fused kernel is slower than plain matrix products on blocks, by a factor of 1.4 (fp32) to 2.7 (bf16). However, blocked
+attention must save the attention weights for the backward pass. Without a window, sequences or documents longer than
+``LONGEST_BLOCKED`` therefore use the fused kernel, one document at a time.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ def causal_attention(
     scale: float,
     documents: Documents | None = None,
 ) -> torch.Tensor | None:
-    """Compute :func:`training.layers.attention.causal_attention` in blocks: [B, N, T, Z], or None if not on CPU."""
+    """Compute :func:`training.layers.attention.causal_attention` in blocks. Returns None if not on CPU."""
     if q_BNTQ.device.type != "cpu":
         return None
     if documents is None:
@@ -73,7 +74,7 @@ def masked_attention(
 ) -> torch.Tensor | None:
     """Compute :func:`training.layers.attention.attention` in blocks, one document at a time.
 
-    With a window, each block of queries is computed with only the keys it attends to.
+    With a window, each block of queries reads only the keys to which it attends.
 
     Returns [B, N, T, Z], or None if not on CPU.
     """
@@ -118,7 +119,7 @@ def blocked_attention(
 def _masked_blocks(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: Mask, dropout: float
 ) -> torch.Tensor:
-    """Compute attention in blocks under a mask without documents: [B, N, T, Z]."""
+    """Compute attention [B, N, T, Z] in blocks, under a mask that has no document boundaries."""
     length, keys = q.shape[2], k.shape[2]
     if mask.window is None and length > LONGEST_BLOCKED:
         bias = mask.bias(torch.arange(length), torch.arange(keys), q.dtype)
@@ -134,7 +135,7 @@ def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
 
 
 def _blocks(mask: Mask, length: int, keys: int, dtype: torch.dtype) -> Iterator[Block]:
-    """Yield the query blocks for a mask, ignoring its documents."""
+    """Yield the blocks for a mask, ignoring its document boundaries."""
     biases: dict[tuple[int, ...], torch.Tensor | None] = {}
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
@@ -147,7 +148,7 @@ def _blocks(mask: Mask, length: int, keys: int, dtype: torch.dtype) -> Iterator[
 
 
 def _document_blocks(spans: list[tuple[int, int]], like: torch.Tensor) -> Iterator[Block]:
-    """Yield the blocks of one sample. A block's keys start with the first document that overlaps the block."""
+    """Yield one sample's blocks. A block's keys begin at the start of the first document that overlaps the block."""
     future = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
     first = 0
     for start in range(0, spans[-1][1], QUERY_BLOCK):
@@ -214,7 +215,7 @@ class _BlockedAttention(torch.autograd.Function):
 def _accumulated(
     total: torch.Tensor | None, like: torch.Tensor, first: int, last: int, part: torch.Tensor
 ) -> torch.Tensor:
-    """Add one block's gradient to the gradient of all keys, in fp32: bf16 would round away small contributions."""
+    """Add one block's gradient to the full gradient, in fp32 because bf16 would round away small contributions."""
     if total is None and part.shape == like.shape:
         return part.float()
     if total is None:

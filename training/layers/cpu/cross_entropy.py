@@ -16,8 +16,8 @@ def linear_cross_entropy_sum(
 ) -> torch.Tensor | None:
     """Compute :func:`training.layers.lm_head.linear_cross_entropy_sum`. Returns None if not on CPU.
 
-    Rows whose label is ``IGNORED`` are left out, so they cost nothing. (On a GPU, the host would have to wait for the
-    number of rows.)
+    Rows whose label is ``IGNORED`` are dropped first, so they cost nothing. (On a GPU, this would make the host wait
+    for the number of remaining rows.)
     """
     if not hidden_MD.is_cpu:
         return None
@@ -28,7 +28,7 @@ def linear_cross_entropy_sum(
 
 
 class _Operations(ChunkOperations):
-    """PyTorch's operations, except where oneDNN, the C code or smaller pieces are faster."""
+    """PyTorch's operations, except where oneDNN, the C code or splitting the operation is faster."""
 
     def logits(self, hidden_RD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
         out = matmul.product(hidden_RD, weight_VD)
@@ -53,7 +53,7 @@ class _Operations(ChunkOperations):
         return super().product(x, weight) if out is None else out
 
     def add_in_fp32(self, total_VD: torch.Tensor, product_VD: torch.Tensor) -> torch.Tensor:
-        """Add in pieces: PyTorch itself would convert the entire product to fp32 before adding it."""
+        """Add a few rows at a time, because PyTorch converts an entire tensor to fp32 before adding it."""
         rows = max(1, _CONVERTED // product_VD.shape[1])
         for total, product in zip(total_VD.split(rows), product_VD.split(rows), strict=True):
             total.add_(product)

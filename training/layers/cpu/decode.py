@@ -1,8 +1,9 @@
 """Decoding operations on CPU: linear layers, norms, GELU, experts and attention for a few rows, without gradients.
 
-PyTorch's matrix products read several rows of a matrix at a time. With one to eight input rows, they reach only a third
-of the memory bandwidth. The C code in ``kernels.c`` reads each matrix once, in order. Every function returns None where
-the C code cannot be used: for more rows, with gradients, on another device, in another dtype, or without a compiler.
+PyTorch's matrix products read several rows of a matrix at a time. With one to eight input rows, those products reach
+only a third of the memory bandwidth. The C code in ``kernels.c`` reads each matrix once, in order. Every function
+returns None if the C code cannot be used: for too many rows, with gradients enabled, on another device, in another
+dtype, or without a compiler.
 """
 
 import ctypes
@@ -55,7 +56,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 
 
 def gelu(x: torch.Tensor, tanh: bool = False) -> torch.Tensor | None:
-    """Return x times the standard normal CDF at x, or GELU's ``tanh`` approximation: [...] -> [...]."""
+    """Return GELU(x), or its tanh approximation if ``tanh`` is True: [...] -> [...]."""
     code = _code_for(x)
     if code is None:
         return None
@@ -73,10 +74,10 @@ def attention(
     window: int | None = None,
     slopes_N: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Compute causal attention to cached entries, each of which holds a key and a value (E = 2H): [B, T, N, H].
+    """Compute causal attention to cached entries that hold a key and a value each (c = 2H). Returns [B, T, N, H].
 
-    ``visible_lengths_BT`` (int64) is the number of entries up to and including each token's own. With a ``window``, the
-    token attends only to the last ``window`` of these. ``slopes_N`` (fp32) are ALiBi's slopes.
+    ``visible_lengths_BT`` (int64) is the number of entries up to and including each token's own. If ``window`` is set,
+    a token attends only to the last ``window`` of its visible entries. ``slopes_N`` (fp32) are ALiBi's slopes.
     """
     samples, heads, length, width = q_BNTH.shape
     code = _code_for(q_BNTH[:, 0])
@@ -99,7 +100,7 @@ def experts(
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D]."""
+    """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D] -> [M, D]."""
     code = _code_for(x_MD, gate_up_E2FD, down_EDF)
     if code is None or weights_MK.dtype != torch.float32 or selected_MK.dtype != torch.int64:
         return None
@@ -119,10 +120,10 @@ def latent_attention(
     visible_lengths_BT: torch.Tensor,
     scale: float,
 ) -> torch.Tensor | None:
-    """Attend from each query to its first ``visible_lengths_BT`` (int64) cached entries: [B, T, N, Z].
+    """Compute each query's attention [B, T, N, Z] to its first ``visible_lengths_BT`` (int64) cached entries.
 
-    An entry consists of a latent of width C and a rotary key. ``expand_NeC`` projects a latent to each head's key and
-    value. This projection is absorbed into the queries and outputs.
+    An entry consists of a latent of width C and a rotary key. ``expand_NeC`` projects a latent to each head's
+    non-rotary key and value. The projection is absorbed into the queries and outputs.
     """
     samples, heads, length, query = q_BNTQ.shape
     code = _code_for(q_BNTQ[:, 0], expand_NeC)
@@ -140,7 +141,7 @@ def latent_attention(
 
 
 def _code_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
-    """Return the compiled C code if it supports these inputs: a few contiguous rows, without gradients or autocast."""
+    """Return the compiled C code if it supports the inputs: few rows, contiguous weights, no gradients or autocast."""
     if torch.is_grad_enabled() or not 0 < x.numel() <= _FEW * x.shape[-1] or torch.is_autocast_enabled("cpu"):
         return None
     return code_for(x, *weights) if all(weight.is_contiguous() for weight in weights) else None

@@ -1,7 +1,8 @@
-"""Routed experts on CPU, computed one expert at a time on gathered rows that stay in a core's cache.
+"""Routed experts on CPU, computed one at a time. An expert's gathered rows stay in a core's cache.
 
-Compared with ``grouped_mm``, this avoids sorted copies of all rows and their gradients, and gathers and sums in one
-pass. Forward and backward are written by hand, since autograd would save every intermediate result of every expert.
+Unlike ``grouped_mm``, this implementation does not need sorted copies of all rows and their gradients, and it gathers
+and sums in one pass. The forward and backward passes are written by hand, since autograd would save every intermediate
+result of every expert.
 """
 
 from typing import Any, NamedTuple

@@ -1,8 +1,8 @@
 """Loads ``kernels.c``, which replaces operations that are slow in PyTorch on CPU. The C code is compiled on first use.
 
 Tensors are passed as addresses, so callers must guarantee the dtypes, shapes and strides that ``kernels.c`` expects.
-The code uses OpenMP. If compiled with GCC, it shares torch's thread pool. With another compiler, or with a torch
-build that ships OpenMP under a different name, it has its own thread pool.
+The code uses OpenMP. If compiled with GCC, the code shares torch's thread pool. With another compiler, or with a torch
+build that ships OpenMP under a different name, the code has its own thread pool.
 """
 
 import ctypes

@@ -54,7 +54,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
 
 
 def product_width(operation: Any, inputs: Sequence[Any]) -> int | None:
-    """Return the number of output columns of ``operation``, or None if it is not oneDNN's product."""
+    """Return a matrix product's number of output columns, or None if ``operation`` is not oneDNN's product."""
     return int(inputs[1].shape[0]) if operation is ONEDNN_PRODUCT else None
 
 
@@ -77,7 +77,7 @@ def onednn_in_fp32() -> bool:
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Return whether oneDNN is faster and supports the tensors. If not, ``F.linear`` runs, and reports shape errors."""
+    """Return whether oneDNN is faster and supports these tensors. If not, ``F.linear`` runs and raises shape errors."""
     if not onednn_in_fp32() or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
     fits = weight.dim() == 2 and x.shape[-1:] == weight.shape[1:] and x.numel() > 0 and weight.numel() > 0

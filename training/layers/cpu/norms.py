@@ -20,7 +20,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm with few passes over memory. Without a fused CPU kernel, PyTorch's backward is three times slower."""
+    """RMSNorm with few passes over memory. PyTorch has no fused CPU kernel, and its backward is three times slower."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""RoPE on CPU, as a single complex multiplication in each pass."""
+"""RoPE on CPU, as one complex multiplication in the forward pass and one in the backward pass."""
 
 from typing import Any
 

@@ -64,8 +64,8 @@ def weighted_swiglu_backward(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Write the gradients of gate and up into ``dgate_RF`` and ``dup_RF``.
 
-    ``upstream_RF`` is the gradient of :func:`weighted_swiglu`'s output. If there are weights, returns this output
-    [R, F] and the gradient of the weights [R].
+    ``upstream_RF`` is the gradient of :func:`weighted_swiglu`'s output. If there are weights, returns the forward
+    output [R, F], recomputed, and the weights' gradient [R].
     """
     rows = len(gate_RF)
     dweights_R = None if weights_R1 is None else torch.empty(rows)

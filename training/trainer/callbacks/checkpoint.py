@@ -11,8 +11,8 @@ from training.trainer.context import TrainingContext
 class CheckpointCallback(Callback):
     """Saves a checkpoint every ``train.save_every`` steps, when a signal stops the run, and after the last step.
 
-    Training continues while a checkpoint is being written. Only a save on a signal or after the last step waits until
-    the checkpoint is on disk.
+    Training continues while a checkpoint is being written. Only the final save, on a signal or after the last step,
+    waits until the checkpoint is on disk.
     """
 
     def __init__(self, context: TrainingContext, validation: ValidationCallback, stability: StabilityCallback) -> None:
@@ -59,6 +59,6 @@ class CheckpointCallback(Callback):
         self._last_saved = step
 
     def _finish(self, step: int) -> None:
-        """Save a checkpoint of this step, if not yet begun, and wait for it. Raises ``RunError`` if saving fails."""
+        """Save this step's checkpoint if not yet started, and wait for it. Raises ``RunError`` if saving fails."""
         self._begin(step)
         self._context.saver.finish()

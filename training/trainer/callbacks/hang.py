@@ -1,7 +1,7 @@
 """Terminates a run that hangs: every rank dumps its stack to a file and exits, so that the run can be restarted.
 
-Neither step needs the Python interpreter, to which a hung rank may never return: faulthandler's thread does not need
-the GIL, and SIGALRM makes the kernel kill the process.
+A hung rank may never return to the Python interpreter, so neither the dump nor the exit depends on it: faulthandler's
+thread does not need the GIL, and SIGALRM makes the kernel kill the process.
 """
 
 import faulthandler
@@ -17,7 +17,7 @@ _GRACE = 5
 
 
 class HangCallback(Callback):
-    """A timer of ``train.watch.hang_seconds`` that is restarted after every step; 0 disables it."""
+    """A timer that is restarted after every step. ``train.watch.hang_seconds`` is its duration; 0 disables it."""
 
     def __init__(self, context: TrainingContext) -> None:
         self._path = context.run.stacks / f"rank-{context.ranks.rank:05d}.txt"

@@ -2,7 +2,7 @@
 
 Each line of ``metrics.jsonl`` is a JSON object with at least ``kind`` (``train``, ``validation`` or ``event``),
 ``step`` and ``time`` (wall-clock time in UTC). A resumed run repeats the steps after its checkpoint, so a step may have
-several lines. Readers use the last one (``artefacts.metrics_log.read_metrics``).
+several lines. Readers use a step's last line (``artefacts.metrics_log.read_metrics``).
 """
 
 from collections.abc import Iterator
@@ -104,7 +104,7 @@ class MetricsCallback(Callback):
 
 
 def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the curve name and value of each number to log to TensorBoard, which gets only a subset of the record."""
+    """Yield a curve name and value for each number to log to TensorBoard. Not all of the record is logged there."""
     for key, value in record.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "targets"):
             yield f"{record['kind']}/{key}", value
@@ -117,7 +117,7 @@ def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return peak memory in bytes: allocated on a GPU, or resident on CPU. On MPS, returns the current allocation."""
+    """Return the peak memory in bytes, allocated (GPU) or resident (CPU). On MPS, return the current allocation."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

@@ -8,7 +8,7 @@ from artefacts.progress import warn
 
 
 class Closable(Protocol):
-    """A file or stream; its methods may raise OSError."""
+    """A file or stream whose methods may raise OSError."""
 
     def close(self) -> None: ...
 

@@ -54,7 +54,7 @@ class SpikeDetector:
         """Initialize the detector.
 
         Args:
-            window: number of preceding losses that a loss is compared with.
+            window: number of preceding losses with which a loss is compared.
             deviations: a loss is a spike if it is more than this many standard deviations above their mean; 0 disables
                 the detector.
         """

@@ -1,7 +1,8 @@
 """Writes scalars for TensorBoard: all values of a step go into one record, which is written immediately.
 
-``SummaryWriter`` writes one record per value at 40 microseconds each. With the routers' values, this added up to a
-millisecond per step. Also, its thread dies when the disk is full, and the error surfaces only at a later record.
+``SummaryWriter`` writes one record per value, and each record takes 40 microseconds. With the routers' values, the
+records took up to a millisecond per step. Also, ``SummaryWriter``'s thread dies when the disk is full, and the error
+surfaces only when a later record is written.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ _numbers = itertools.count()
 
 
 class TensorBoardWriter:
-    """A TensorBoard event file. After any method has raised OSError, do not write to the file again."""
+    """A TensorBoard event file. After a method has raised OSError, the file must not be used for further writes."""
 
     def __init__(self, folder: Path, start: int) -> None:
         """Open a new file in a folder.

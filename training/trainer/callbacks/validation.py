@@ -30,7 +30,7 @@ class ValidationCallback(Callback):
         self._validate(step)
 
     def loss_at(self, step: int) -> float | None:
-        """Return the validation loss at a step, or None if the most recent validation was at another step."""
+        """Return the validation loss at a step, or None if that step is not the most recently validated step."""
         return self._loss if step == self._last_step else None
 
     @torch.no_grad()
