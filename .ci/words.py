@@ -114,7 +114,7 @@ def bound(node: ast.AST) -> Iterator[str]:
 
 
 def advice_on(name: str, words: Words) -> str | None:
-    """Return the advice on a name, or None. Checks the complete name, its parts, and the parts joined by spaces."""
+    """Return the advice on a name, or None. Checks the full name, its parts, and the parts joined by spaces."""
     if name.lstrip("_") in words.names:
         return words.names[name.lstrip("_")]
     parts = split(name)

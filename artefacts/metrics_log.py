@@ -20,7 +20,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield every record of a metrics file, including repeated steps. Yields nothing if there is no file.
 
     If a run was killed while writing a line, that record is skipped. If the resumed run appended a record to the same
-    line, that record is read.
+    line, that record is still read.
 
     Raises:
         RequestError: the file has several lines, but no line contains a record.

@@ -1,8 +1,9 @@
 """SIGTERM, SIGUSR1 and Ctrl-C as exceptions.
 
 The handler raises an exception in whatever code is running. In a destructor, in a callback from C, or during the import
-of an extension module, the exception can be lost or replaced by another. So the exception is also recorded: ``check``
-raises it again the next time it is called, and a command that fails checks ``pending`` first.
+of an extension module, the exception can be lost or replaced by another. The exception is therefore also recorded, and
+the next call to ``check`` raises it again. When a command fails, the exception from ``pending``, if any, takes
+precedence over the command's own error.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""Loader for all kinds of tokenizers."""
+"""Loads a tokenizer of any kind."""
 
 from pathlib import Path
 

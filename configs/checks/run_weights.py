@@ -68,7 +68,7 @@ def check_tokenizer(checkpoint: Path, saved: Manifest, layout: RunLayout) -> Non
 
 
 def check_finetuning(layout: RunLayout) -> None:
-    """Check that the fine-tuned weights are current. Commands call this if ``generate.stage`` is not set.
+    """Check that the fine-tuned weights, which are used by default, are current.
 
     Raises:
         RequestError: the weights are not current; the message says what to do.

@@ -53,8 +53,8 @@ class ScheduleSection(Section):
     kind: Literal["cosine", "wsd", "steps"] = Field(
         "cosine",
         description="How the rate changes after the warm-up. `cosine`: cosine decay to the final rate. `wsd`: "
-        "constant, then linear decay to the final rate. `steps`: constant, then multiplied by `factor` at each point in "
-        "`at`.",
+        "constant, then linear decay to the final rate. `steps`: constant, then multiplied by `factor` at each point "
+        "in `at`.",
     )
     warmup_steps: int = Field(0, ge=0, description="Number of warm-up steps.")
     final_fraction: float = Field(
@@ -195,7 +195,8 @@ class TrainSection(Section):
     save_every: NonIdentity[int] = Field(
         0,
         ge=0,
-        description="Steps between checkpoints. With 0, a checkpoint is written only after the last step or on a signal.",
+        description="Steps between checkpoints. With 0, a checkpoint is written only after the last step or on a "
+        "signal.",
     )
     keep: NonIdentity[int] = Field(2, ge=1, description="Number of newest checkpoints to keep.")
     keep_every: NonIdentity[int] = Field(

@@ -15,7 +15,7 @@ _SHARD_COUNTS = ("documents", "bytes", "not_sampled", "removed_lines")
 
 
 def by_source(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Sum the counts of parts (see ``ingest.part_counts``) by source."""
+    """Sum the counts of each source's parts (see ``ingest.part_counts``)."""
     sums: dict[str, Any] = {}
     for part in parts:
         if part["dataset"] not in sums:
@@ -31,7 +31,7 @@ def by_source(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def totals(read: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the manifest's counts: the totals and, with several sources, each source's counts under ``sources``.
+    """Return the manifest's counts: the totals, and each source's counts under ``sources`` if there are several.
 
     Args:
         read: the result of ``by_source``.

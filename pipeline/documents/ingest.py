@@ -252,8 +252,8 @@ def with_digests(table: pyarrow.Table) -> pyarrow.Table:
     """Convert documents to ``KEPT_SCHEMA`` by adding the size and digest of each text.
 
     If a document has a target, the first half of its digest comes from the text, and the second half from the text and
-    the target. As a result, documents with the same text but different targets are not duplicates, but they are held
-    out together (``pipeline/tokens/held_out.py``).
+    the target. As a result, documents with the same text and different targets are not duplicates. They still end up on
+    the same side of the split into training and validation (``pipeline/tokens/held_out.py``).
     """
     texts = table["text"].combine_chunks()
     sizes = compute.binary_length(texts).cast(pyarrow.int64())

@@ -5,7 +5,7 @@ The stage runs four steps in order:
 1. ``ingest.py`` reads and cleans every part of every source.
 2. ``duplicates.py`` compares the documents of all parts and decides which ones stay.
 3. ``write_shards.py`` writes the documents that stay.
-4. The shards are published with their manifest.
+4. ``stage.py`` publishes the shards with their manifest.
 
 Several tasks can share the first three steps. An interrupted step resumes where it stopped.
 

@@ -1,4 +1,4 @@
-"""The page that ``python -m pipeline stats`` writes: sources, lengths, dropped documents, tokens and piece usage."""
+"""The page written by ``python -m pipeline stats``: sources, lengths, dropped documents, tokens and piece usage."""
 
 import textwrap
 from collections.abc import Iterable

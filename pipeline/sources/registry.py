@@ -15,7 +15,7 @@ def open_sources(recipe: Recipe) -> dict[str, Source]:
 
 
 def open_source(section: SourceSection, recipe: Recipe) -> Source:
-    """Open the source that a section of the recipe describes.
+    """Open the source described by a section of the recipe.
 
     Raises:
         RequestError: there is nothing at its path.

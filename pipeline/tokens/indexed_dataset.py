@@ -152,7 +152,7 @@ class IndexedDataset:
         return self._documents
 
     def document(self, number: int) -> NDArray[np.integer]:
-        """Return the ids of one document, from all its sequences.
+        """Return the ids of one document, concatenated over its sequences.
 
         Raises:
             IndexError: there is no such document.

@@ -1,4 +1,4 @@
-"""Batches, and the interfaces of the data sets they come from."""
+"""Batches, and the interfaces of the datasets they come from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -101,7 +101,7 @@ class Rows:
 
 
 class Samples(Protocol):
-    """A data set whose samples all have the same length."""
+    """A dataset whose samples all have the same length."""
 
     context_length: int
 
@@ -113,7 +113,7 @@ class Samples(Protocol):
 
 
 def read_several(data_sets: Sequence[Samples], chosen: NDArray[np.int64], indices: NDArray[np.int64]) -> Rows:
-    """Return rows from several data sets; row i is sample ``indices[i]`` of data set ``chosen[i]``."""
+    """Return rows from several datasets; row i is sample ``indices[i]`` of dataset ``chosen[i]``."""
     if len(data_sets) == 1:
         return data_sets[0].rows(indices)
     places = [np.flatnonzero(chosen == number) for number in range(len(data_sets))]

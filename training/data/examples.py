@@ -1,4 +1,4 @@
-"""Shared code for example data sets: reading Parquet files, ordering, batching and padding."""
+"""Shared code for example datasets: reading Parquet files, ordering, batching and padding."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

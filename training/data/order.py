@@ -59,7 +59,7 @@ BLOCK = 1 << 14
 
 
 def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
-    """Return each data set's number of slots in a block.
+    """Return each dataset's number of slots in a block.
 
     The numbers are proportional to the weights (all above 0), rounded by the largest-remainder method, and at least 1.
     """
@@ -74,14 +74,14 @@ def quotas(weights: Sequence[float]) -> NDArray[np.int64]:
 
 
 class Mixture:
-    """The order of samples in a mixture of data sets. For a single data set, the order is exactly ``indices_at``."""
+    """The order of samples in a mixture of datasets. For a single dataset, the order is exactly ``indices_at``."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
         """Initialize the mixture.
 
         Args:
-            sizes: number of samples in each data set.
-            weights: relative number of samples from each data set, which need not add up to 1.
+            sizes: number of samples in each dataset.
+            weights: relative number of samples from each dataset, which need not add up to 1.
             seed: determines the order.
         """
         self._sizes, self._seed = sizes, seed
@@ -89,13 +89,13 @@ class Mixture:
         self._ends = np.cumsum(self._places)
 
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return, for each global position, the data set's number and the sample's index in that data set."""
+        """Return, for each global position, the dataset's number and the sample's index in that dataset."""
         if len(self._sizes) == 1:
             return np.zeros_like(positions), indices_at(positions, self._sizes[0], self._seed)
         blocks = positions // BLOCK
         slots = permute(positions % BLOCK, BLOCK, derive(derive(self._seed, 0), blocks))
         chosen = np.searchsorted(self._ends, slots, side="right")
-        # The number of samples from the same data set in earlier blocks, and in lower slots of this block.
+        # The number of samples from the same dataset in earlier blocks, and in lower slots of this block.
         local = blocks * self._places[chosen] + slots - (self._ends - self._places)[chosen]
         for number, size in enumerate(self._sizes):
             mask = chosen == number
@@ -103,5 +103,5 @@ class Mixture:
         return chosen, local
 
     def epochs(self, samples: int) -> list[float]:
-        """Return the number of passes over each data set after ``samples`` samples of the mixture."""
+        """Return the number of passes over each dataset after ``samples`` samples of the mixture."""
         return [samples * float(p) / BLOCK / size for p, size in zip(self._places, self._sizes, strict=True)]

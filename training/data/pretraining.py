@@ -1,4 +1,4 @@
-"""Global batches for pretraining: shuffled samples from one data set, or from a weighted mixture of several."""
+"""Global batches for pretraining: shuffled samples from one dataset, or from a weighted mixture of several."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ class PretrainingData:
         """Initialize the order of samples.
 
         Args:
-            sources: the data sets, by name.
+            sources: the datasets, by name.
             global_batch: samples per optimizer step.
             seed: determines the order.
             weights: relative number of samples from each source, which need not add up to 1; None weights all equally.
@@ -55,7 +55,7 @@ class PretrainingData:
     def _samples(
         self, step: int, rank: int, ranks: int, micro_batch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the data set and index of every sample on this rank. To save time, many steps are computed at once."""
+        """Return the dataset and index of every sample on this rank. To save time, many steps are computed at once."""
         per_step = self._global_batch // ranks
         steps = -(-_ORDERED_AT_ONCE // per_step)
         first = step // steps * steps

@@ -1,1 +1,1 @@
-"""The DeepSpeed engine and all code that depends on DeepSpeed. Independent of models and data sets."""
+"""The DeepSpeed engine and all code that depends on DeepSpeed. Independent of models and datasets."""

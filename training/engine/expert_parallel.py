@@ -37,7 +37,7 @@ class ExpertParallelGate(nn.Module):
         return self._router[0]
 
     def forward(self, x_MD: torch.Tensor, expert_bias: None = None) -> Any:
-        """Return each token's weights and experts [M, K], and the number of slots that each expert gets, int32 [E].
+        """Return each token's routing weights and experts [M, K], and each expert's number of slots, int32 [E].
 
         AutoEP uses these tensors to exchange tokens between ranks. It passes ``expert_bias``, which is unused here.
         """

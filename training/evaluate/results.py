@@ -107,7 +107,7 @@ def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
 
 
 def _validation_text(layout: RunLayout, limit: int | None) -> bytes:
-    """Return the concatenated text of the validation documents, decoded from tokens by the lossless tokenizer."""
+    """Decode the validation tokens, and return the concatenated text as UTF-8."""
     tokenizer = load_tokenizer(layout.tokenizer)
     return "".join(tokenizer.decode(stream.tolist()) for stream in _streams(layout.tokens, "val", limit)).encode()
 

@@ -15,7 +15,7 @@ from artefacts.errors import RequestError
 
 @dataclass(frozen=True)
 class Stack:
-    """A tensor that stacks all experts, [E, ...]. On disk, each expert has one or more separate tensors.
+    """A tensor in which all experts are stacked, [E, ...]. On disk, each expert has one or more separate tensors.
 
     Attributes:
         name: name in memory, with ``{}`` for the layer.

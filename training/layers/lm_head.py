@@ -27,7 +27,7 @@ class OutputHead(Linear):
 def linear_cross_entropy_sum(hidden: torch.Tensor, weight_VD: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the sum of -log softmax(hidden @ weight.T)[label] in nats, without materializing all logits.
 
-    Softmax and sum are in fp32, over a bounded chunk of logits at a time. On CUDA, Liger's own kernel is used if it is
+    Softmax and sum are in fp32, over a bounded chunk of logits at a time. On CUDA, Liger's kernel is used if it is
     installed.
 
     Args:

@@ -50,7 +50,7 @@ class Documents:
         return self._block_mask
 
     def follow(self, distance: int) -> torch.Tensor:
-        """Return whether each position and the position ``distance`` ahead are in the same document, as [B, T] bool."""
+        """Return a bool mask [B, T]: True where the token ``distance`` positions ahead belongs to the same document."""
         ahead = torch.zeros_like(self.ids_BT, dtype=torch.bool)
         ahead[:, :-distance] = self.ids_BT[:, distance:] == self.ids_BT[:, :-distance]
         return ahead

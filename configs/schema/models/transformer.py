@@ -37,8 +37,8 @@ class TransformerSection(ModelSection):
     window: int | None = Field(
         None,
         ge=1,
-        description="Attention reaches this many positions back, counting the current one. In an encoder, it reaches "
-        "equally far ahead. By default, all positions are visible.",
+        description="Size of the sliding window. Each position attends to itself and to the `window - 1` positions "
+        "before it and, in an encoder, to as many after it. By default, all positions are visible.",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on embeddings, attention weights and the output of each sublayer."

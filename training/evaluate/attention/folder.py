@@ -36,7 +36,7 @@ def write_folder(folder: Path, maps: Sequence[LabeledMap], about: dict[str, Any]
     """Write all files to a temporary folder, then replace ``folder`` with it.
 
     ``layer-NN-head-NN.png`` shows one head and ``layer-NN.png`` shows all heads of a layer. ``attention.json`` holds
-    ``about``, and ``weights.npz`` holds each map's weights [N, T, L] by name.
+    ``about``, and ``weights.npz`` contains the weights [N, T, L] of each map, keyed by the map's name.
     """
     temp = atomic.temp_path(folder)
     temp.mkdir(parents=True)
