@@ -15,7 +15,7 @@ class UnreachableError(RequestError):
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal asked the command to stop. Finished work is saved. The exit status is 75, or 130 after Ctrl-C."""
+    """The command was stopped by a signal. Finished work is saved. The exit status is 75, or 130 after Ctrl-C."""
 
 
 class WorkerKilledError(Exception):

@@ -1,4 +1,4 @@
-"""Files through which a training process and its launcher communicate.
+"""Files that a training process and its launcher use to communicate.
 
 The launcher names two folders in environment variables. Without them, nothing is written.
 

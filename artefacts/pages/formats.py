@@ -31,8 +31,8 @@ def duration(seconds: float) -> str:
 
 
 def share(part: float, total: float) -> str:
-    """Format a fraction as a percentage: 12.3 %. Returns a dash if the total is 0."""
-    return f"{100 * part / total:.1f} %" if total else "–"
+    """Format a fraction as a percentage: 12.3%. Returns a dash if the total is 0."""
+    return f"{100 * part / total:.1f}%" if total else "–"
 
 
 def decimal(value: float | None, digits: int = 3) -> str:

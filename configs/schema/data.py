@@ -95,7 +95,7 @@ class SourceSection(Section):
     delimiter: str | None = Field(
         None, description="Character that separates fields. Defaults to a comma, or a tab in `.tsv` files."
     )
-    merge: bool = Field(False, description="Read all files as one text, with a blank line between files.")
+    merge: bool = Field(False, description="Join all files into one text, with a blank line between files.")
     chunk: Literal["paragraph", "sentence", "window"] = Field(
         "paragraph",
         description="Where a file may be split into documents. `window`: anywhere, and the documents overlap by "

@@ -52,7 +52,7 @@ class TokenizerSection(Section):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the tokenizer already exists and is therefore not trained on the documents."""
+        """Whether an existing tokenizer is loaded instead of training one on the documents."""
         return self.kind in ("huggingface", "run")
 
     @model_validator(mode="after")

@@ -3,8 +3,8 @@
 Duplicates are found by a map-shuffle-reduce over files. ``ingest`` writes the keys of every part into buckets,
 ``dedup`` compares each bucket across all parts, and ``verdicts`` decides which documents to keep.
 
-A job starts when all tasks of the previous job have succeeded. Any task may be stopped and requeued, because a stage
-keeps the files that already exist and continues from there.
+A job starts when all tasks of the previous job have succeeded. Any task can safely be stopped and requeued, because a
+stage keeps the files it has already written and continues from there.
 """
 
 import os

@@ -148,7 +148,7 @@ def _turns(conversations: Sequence[Messages]) -> _Turns:
 
 
 def _comparable(text: str) -> str:
-    """Return the text's words in lowercase, separated by spaces, or the text itself if it has no words."""
+    """Return the normalized text's words, separated by spaces, or everything but spacing if it has no words."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_WORD.findall(text)) or " ".join(text.split())
 

@@ -103,7 +103,7 @@ class BadInputs:
         return ", or ".join([*hints, *(["raise data.max_bad_fraction"] if self.good else [])])
 
     def check(self, limit: float, name: str, key: str = "data.source") -> None:
-        """Check that the number of unreadable inputs is acceptable, and print a line for each reason.
+        """Check that few enough inputs and bytes are unreadable, and print the number of skipped inputs by reason.
 
         Args:
             limit: maximum fraction of unreadable inputs, and of lost bytes (``data.max_bad_fraction``).
@@ -134,6 +134,6 @@ class BadInputs:
         """Describe the fractions that exceed the limit, or return "" if no input is good, since no limit would help."""
         if not self.good:
             return ""
-        fractions = [(f"{100 * bad:.3g} % of the inputs", bad), (f"about {100 * lost:.3g} % of the bytes", lost)]
+        fractions = [(f"{100 * bad:.3g}% of the inputs", bad), (f"about {100 * lost:.3g}% of the bytes", lost)]
         shown = " and ".join(text for text, fraction in fractions if fraction > limit)
         return f" ({shown}), above data.max_bad_fraction ({limit:g})"

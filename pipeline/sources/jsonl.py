@@ -22,7 +22,7 @@ from pipeline.sources.storage.files import File
 
 @dataclass(frozen=True)
 class JsonlSource(FileSource):
-    """Records from JSON lines files. Each line is one input.
+    """Records from JSON lines files. Unreadable inputs are counted by line.
 
     Attributes:
         path: file, folder, glob or URL of .jsonl, .ndjson or .json files, optionally with .gz, .zst or .xz.

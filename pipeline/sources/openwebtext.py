@@ -48,7 +48,7 @@ class Range(NamedTuple):
 
 
 class Content(NamedTuple):
-    """A member of a solid archive: the archive's name, and the member's name, number and bytes."""
+    """A member of a solid archive: the archive's name, and the member's name, position and content."""
 
     archive: str
     name: str
@@ -66,7 +66,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenWebTextSource(FileSource):
-    """Pages from the original archives. Each page is one input.
+    """Pages from the original archives. Unreadable inputs are counted by page.
 
     Attributes:
         path: file, folder, glob or URL of ``*_data.xz``, ``.tar`` (optionally with .xz, .gz or .zst) or ``.7z`` files.

@@ -36,7 +36,9 @@ _GROUP_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class PydocsSource:
-    """Language topics, and all modules, classes and functions with a docstring. Each source file is one input.
+    """Language topics, and all modules, classes and functions with a docstring.
+
+    Unreadable inputs are counted by Python file.
 
     Attributes:
         cache: folder with the cache files of parsed environments.

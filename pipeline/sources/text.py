@@ -61,7 +61,7 @@ class _Reading:
 
 @dataclass(frozen=True)
 class TextSource(FileSource):
-    """Text files. Each file is one input.
+    """Text files. Unreadable inputs are counted by file.
 
     A worker reads a file in one piece if it is of moderate size or becomes a single document. If the file cannot be
     decoded, none of it is used. The process that creates the parts cuts longer files and merged files. If such a file

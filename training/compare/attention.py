@@ -1,6 +1,6 @@
 """Compares attention implementations at several lengths: how time scales with length, and whether results agree.
 
-``written out`` materializes the full score matrix. ``full`` is the implementation used by models without a window:
+``eager`` materializes the full score matrix. ``full`` is the implementation used by models without a window:
 PyTorch's fused kernel or, for sequences up to a certain length on CPU, blockwise matrix products. ``window`` is the
 implementation used by sliding-window models: FlexAttention on GPU, blockwise attention on CPU. The cost of ``window``
 grows linearly with the length.
@@ -34,9 +34,9 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def ways(scale: float, window: int) -> dict[str, Attend]:
     """Return the implementations by name. Each is a function of queries, keys and values [1, N, T, H]."""
     return {
-        "written out": lambda q, k, v: attention_weights(q, k, scale, Mask(True)) @ v,
+        "eager": lambda q, k, v: attention_weights(q, k, scale, Mask(True)) @ v,
         "full": lambda q, k, v: attention(q, k, v, scale, Mask(True)),
-        "window, written out": lambda q, k, v: attention_weights(q, k, scale, Mask(True, window)) @ v,
+        "window, eager": lambda q, k, v: attention_weights(q, k, scale, Mask(True, window)) @ v,
         "window": lambda q, k, v: attention(q, k, v, scale, Mask(True, window)),
     }
 
@@ -93,7 +93,7 @@ def differences(heads: int, length: int, size: int, window: int, device: torch.d
     with torch.no_grad():
         return {
             name: float((functions[name](q, k, v) - functions[plain](q, k, v)).abs().max())
-            for name, plain in (("full", "written out"), ("window", "window, written out"))
+            for name, plain in (("full", "eager"), ("window", "window, eager"))
         }
 
 

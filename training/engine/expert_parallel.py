@@ -20,8 +20,8 @@ def local_experts(rank: int, experts: int, expert_parallel: int) -> range:
 class ExpertParallelGate(nn.Module):
     """A replacement for AutoEP's router that keeps its gate and bias, and their names, but uses the model's router.
 
-    AutoEP's router lacks softmax over groups, noise, adaptive k and balancing losses, and computes logits in the
-    model's dtype. For the optimizer, ZeRO and checkpoints, the gate's weight remains the same parameter.
+    AutoEP's router does not support group-limited softmax, noise, adaptive k or load balancing, and computes logits in
+    the model's dtype. For the optimizer, ZeRO and checkpoints, the gate's weight remains the same parameter.
     """
 
     def __init__(self, autoep_router: Any, router: nn.Module) -> None:

@@ -38,7 +38,7 @@ class TransformerSection(ModelSection):
         None,
         ge=1,
         description="Size of the sliding window. Each position attends to itself and to the `window - 1` positions "
-        "before it and, in an encoder, to as many after it. By default, all positions are visible.",
+        "before it and, in an encoder, to as many after it. By default, attention has no window.",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on embeddings, attention weights and the output of each sublayer."

@@ -155,7 +155,7 @@ def _file(name: str, path: str, status: os.stat_result | None) -> File:
 
 
 def _below(root: str) -> Iterator[File]:
-    """Yield the files below a folder, except hidden files. Visit each folder only once, preferably not via a link."""
+    """Yield the files under a folder, except hidden ones. Visit each folder only once, preferably not via a link."""
     entered = set()
     folders = [(root, "")]
     links: list[tuple[str, str]] = []

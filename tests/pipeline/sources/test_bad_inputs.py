@@ -260,7 +260,7 @@ def test_csv_records_with_more_fields_than_the_header(tmp_path):
     assert bad.reasons == {"a record with too many fields": 1}
     with pytest.raises(
         RequestError,
-        match=r"33.3 % of the inputs\), above .*: set data\.sources\.web\.delimiter, or quote .*, or raise",
+        match=r"33.3% of the inputs\), above .*: set data\.sources\.web\.delimiter, or quote .*, or raise",
     ):
         bad.check(0.1, "corpus", "data.sources.web")
 
