@@ -30,7 +30,8 @@ def warn(text: str) -> None:
 def bar(total: float | None, unit: str, name: str, **options: Any) -> tqdm:
     """Create a tqdm bar on stderr. Without a terminal, it refreshes every 20 seconds.
 
-    A rank's output goes to a file. If the rank's launcher shows the file on a terminal, the bar refreshes every second.
+    Each rank's output goes to its own file. If the launcher shows that file on a terminal, the bar refreshes every
+    second.
 
     Raises:
         KeyboardInterrupt: from ``update`` after Ctrl-C, or its subclass StoppedError after SIGTERM or SIGUSR1.

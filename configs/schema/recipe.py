@@ -95,7 +95,7 @@ class Recipe(Section):
                 raise ValueError(f"generate.{key} ({value}) is read only by {readers}, not by {family}: leave it out")
 
     def _examples_fit(self) -> None:
-        """For a model trained on examples, reject keys that it does not read, and require targets."""
+        """If the model is trained on examples, reject keys that it does not use, and require targets."""
         family = f"model.family={self.family}"
         if self.finetune:
             raise ValueError(f"finetune: {family} is not a language model and has no chat: leave it out")

@@ -191,7 +191,9 @@ class TrainSection(Section):
     eval_every: NonIdentity[int] = Field(
         0, ge=0, description="Steps between validations. With 0, validation runs only after the last step."
     )
-    eval_batches: NonIdentity[int] = Field(8, gt=0, description="Global batches per validation during training.")
+    eval_batches: NonIdentity[int] = Field(
+        8, gt=0, description="Number of global batches in each validation during training."
+    )
     save_every: NonIdentity[int] = Field(
         0,
         ge=0,

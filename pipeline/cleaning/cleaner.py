@@ -120,7 +120,7 @@ class Cleaner:
 
 
 class _State:
-    """A batch of documents while the rules are applied.
+    """The working state of a batch of documents during cleaning.
 
     Attributes:
         texts: the current texts of all documents.

@@ -219,7 +219,7 @@ class _Table:
         return self._used
 
     def append(self, columns: Ints) -> None:
-        """Append rows, given as an array [width, rows]."""
+        """Append rows from an array of shape [width, rows]."""
         end = self._used + columns.shape[1]
         if end > self._columns.shape[1]:
             room = np.zeros((len(self._columns), 2 * end), np.int64)

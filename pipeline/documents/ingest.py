@@ -51,7 +51,7 @@ def counts_path(folder: Path, number: int) -> Path:
 
 
 def read_parts(recipe: Recipe, sources: dict[str, Source], folder: Path, task_shard: TaskShard) -> None:
-    """Read and clean a task's parts, except parts that are already finished.
+    """Read and clean a task's parts, skipping finished ones.
 
     Raises:
         RequestError: a cleaning rule needs a package or evaluation texts that are missing, or a source cannot be read.

@@ -44,7 +44,7 @@ class Example(NamedTuple):
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Build and publish the examples. Returns the manifest, or None if they were up to date.
+    """Build and publish the examples. Returns the manifest, or None if the examples were up to date.
 
     Raises:
         RequestError: the recipe has no finetune section, the tokenizer or tokens are missing, too many records are

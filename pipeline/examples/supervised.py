@@ -26,7 +26,7 @@ _NAMED = 30
 
 
 def build(recipe: Recipe) -> Manifest | None:
-    """Build and publish the examples. Returns the manifest, or None if they were up to date.
+    """Build and publish the examples. Returns the manifest, or None if the examples were up to date.
 
     Raises:
         RequestError: the documents or the tokenizer are missing, damaged or built with another recipe; the number of

@@ -60,7 +60,7 @@ class HeldOut:
             return cls(arrays["owners"], arrays["hashes"], *arrays["facts"].tolist())
 
     def shared(self, column: pyarrow.ChunkedArray) -> NDArray[np.int64]:
-        """Return which sequences occur in a column of training texts, as indices into ``distinct``."""
+        """Return the indices (into ``distinct``) of the sequences that occur in a column of training texts."""
         hashes, _ = _thinned(*sequences(column, self.words), self.thinned)
         return np.unique(self._known.find(hashes)[1])
 

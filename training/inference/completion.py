@@ -20,7 +20,7 @@ def complete(
 ) -> Iterator[str]:
     """Stream the completion of ``generate.prompt`` as text, in pieces that end at character boundaries.
 
-    ``on_step`` is called for each drawn token, with its probabilities.
+    ``on_step`` is called for each sampled token, with the probabilities it was sampled from.
 
     Raises:
         RequestError: the prompt cannot be continued. Raised by the call itself, not on the first iteration.
@@ -28,14 +28,14 @@ def complete(
     section, (prompt_ids, limits) = recipe.generate, prompt_and_limits(recipe, tokenizer)
     sampling = Sampling(section.temperature, section.top_k, section.top_p)
     if section.speculative:
-        drawn = _reporting_drafts(Speculation(model, limits), prompt_ids)
+        sampled = _reporting_drafts(Speculation(model, limits), prompt_ids)
     elif on_step is not None:
-        drawn = traced(model, prompt_ids, limits, sampling, seed=section.seed, on_step=on_step)
+        sampled = traced(model, prompt_ids, limits, sampling, seed=section.seed, on_step=on_step)
     else:
-        drawn = continue_ids(model, prompt_ids, limits, sampling, seed=section.seed)
+        sampled = continue_ids(model, prompt_ids, limits, sampling, seed=section.seed)
     if limits.budget(len(prompt_ids)) < section.max_new_tokens:
-        drawn = _reporting_full_context(drawn, limits, len(prompt_ids))
-    return _texts(drawn, set(limits.stop_ids), tokenizer)
+        sampled = _reporting_full_context(sampled, limits, len(prompt_ids))
+    return _texts(sampled, set(limits.stop_ids), tokenizer)
 
 
 def completions(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> list[str]:
@@ -48,8 +48,8 @@ def completions(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> list[str]:
     """
     section, (prompt_ids, limits) = recipe.generate, prompt_and_limits(recipe, tokenizer)
     sampling = Sampling(section.temperature, section.top_k, section.top_p)
-    drawn = generate_batch(model, [prompt_ids] * section.samples, limits, sampling, seed=section.seed)
-    return ["".join(_texts(iter(ids), set(limits.stop_ids), tokenizer)) for ids in drawn]
+    sampled = generate_batch(model, [prompt_ids] * section.samples, limits, sampling, seed=section.seed)
+    return ["".join(_texts(iter(ids), set(limits.stop_ids), tokenizer)) for ids in sampled]
 
 
 def prompt_and_limits(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], Limits]:
@@ -74,21 +74,21 @@ def prompt_and_limits(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[int], 
 
 def _reporting_drafts(drafting: Speculation, prompt_ids: list[int]) -> Iterator[int]:
     """Yield the ids from speculative decoding, then print the number of accepted drafts to stderr."""
-    drawn = drafting.generate(prompt_ids)
+    sampled = drafting.generate(prompt_ids)
 
     def reporting() -> Iterator[int]:
         try:
-            yield from drawn
+            yield from sampled
         finally:  # because the caller stops reading at a stop token
             print(f"\n{drafting.accepted} of {drafting.drafted} drafts were accepted", file=sys.stderr)
 
     return reporting()
 
 
-def _reporting_full_context(drawn: Iterator[int], limits: Limits, prompt: int) -> Iterator[int]:
-    """Yield the drawn ids, then print a message to stderr if the context is full."""
+def _reporting_full_context(sampled: Iterator[int], limits: Limits, prompt: int) -> Iterator[int]:
+    """Yield the sampled ids, then print a message to stderr if the context is full."""
     left = limits.budget(prompt)
-    for token in drawn:
+    for token in sampled:
         left -= 1
         yield token
     if not left:
@@ -98,10 +98,10 @@ def _reporting_full_context(drawn: Iterator[int], limits: Limits, prompt: int) -
         )
 
 
-def _texts(drawn: Iterator[int], stops: set[int], tokenizer: Tokenizer) -> Iterator[str]:
+def _texts(sampled: Iterator[int], stops: set[int], tokenizer: Tokenizer) -> Iterator[str]:
     ids: list[int] = []
     yielded = ""
-    for token in drawn:
+    for token in sampled:
         if token in stops:
             break
         ids.append(token)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from artefacts.errors import RequestError
-from training.inference.sampling import Sampling, draw, probabilities
+from training.inference.sampling import Sampling, probabilities, sample
 from training.models.causal_lm import CausalLM
 
-#: Called at each step with the logits [B, V] from ``Limits.allow``, and a dict from sequence number to drawn id.
+#: Called at each step with the logits [B, V] from ``Limits.allow``, and a dict from sequence number to sampled id.
 Observer = Callable[[torch.Tensor, dict[int, int]], None]
 
 
@@ -21,10 +21,10 @@ class Limits:
     Attributes:
         max_new_tokens: maximum number of new tokens per sequence.
         context_length: maximum number of tokens that the model can read. When it has read that many, one more token is
-            drawn and the sequence ends, unless ``crop`` is set.
+            sampled and the sequence ends, unless ``crop`` is set.
         vocabulary_size: number of ids in the tokenizer; any further rows of the head are padding.
         stop_ids: ids that end a sequence.
-        banned_ids: ids (of control tokens) that are never drawn unless they are stop ids.
+        banned_ids: ids (of control tokens) that are never sampled unless they are stop ids.
         crop: whether a sequence continues beyond the context. For each further token, the model then rereads the last
             ``context_length`` tokens.
         can_crop: whether error messages may suggest ``crop``. If False, a prompt that is too long must be shortened.
@@ -85,9 +85,9 @@ def generate(
     seed: int,
     observe: Observer | None = None,
 ) -> Iterator[int]:
-    """Yield the new ids of one sequence. If a stop id is drawn, it is yielded last.
+    """Yield the new ids of one sequence. If a stop id is sampled, it is yielded last.
 
-    The same arguments always give the same ids: they are drawn on the CPU with a dedicated generator.
+    The same arguments always give the same ids: they are sampled on the CPU with a dedicated generator.
 
     Raises:
         RequestError: the prompt cannot be continued (see :class:`Limits`). Raised by the call itself, not on the first
@@ -139,17 +139,17 @@ def _steps(
         allowed_BV = limits.allow(logits_BV)
         if sampling.greedy:
             best = allowed_BV.argmax(-1).tolist()
-            drawn = {row: best[row] for row in left}
+            sampled = {row: best[row] for row in left}
         else:
             probabilities_BV = probabilities(allowed_BV.cpu(), sampling)
-            drawn = {row: int(draw(probabilities_BV[row], generators[row])) for row in left}
+            sampled = {row: int(sample(probabilities_BV[row], generators[row])) for row in left}
         if observe is not None:
-            observe(allowed_BV, drawn)
-        yield drawn
-        left = {row: count - 1 for row, count in left.items() if count > 1 and drawn[row] not in limits.stop_ids}
+            observe(allowed_BV, sampled)
+        yield sampled
+        left = {row: count - 1 for row, count in left.items() if count > 1 and sampled[row] not in limits.stop_ids}
         if not left:
             return
-        for row, token in drawn.items():
+        for row, token in sampled.items():
             read[row].append(token)
         # Once cropped, always crop: tokens read without the cache are not in it.
         cropped = cropped or max(len(read[row]) for row in left) > limits.context_length
@@ -157,7 +157,7 @@ def _steps(
             read = [ids[-limits.context_length :] for ids in read]
             logits_BV = _read_prompts(model, read)
             continue
-        ids_B1 = torch.tensor([[drawn.get(row, 0)] for row in range(len(prompts))], device=_device(model))
+        ids_B1 = torch.tensor([[sampled.get(row, 0)] for row in range(len(prompts))], device=_device(model))
         # A finished sequence stays in the batch. Its last cache entry is overwritten, and its result is ignored.
         before = [length - (row not in left) for row, length in enumerate(lengths)]
         cache.commit(before)

@@ -14,8 +14,8 @@ class Sampling:
 
     Attributes:
         temperature: divisor of the logits. 0 always takes the most likely token (greedy).
-        top_k: draw only from the k most likely tokens. 0 for no limit.
-        top_p: draw only from the smallest set of tokens whose probabilities sum to this (nucleus sampling, arXiv
+        top_k: sample only from the k most likely tokens. 0 for no limit.
+        top_p: sample only from the smallest set of tokens whose probabilities sum to this (nucleus sampling, arXiv
             1904.09751). 1 for no limit. Applied after temperature and top-k.
     """
 
@@ -62,7 +62,7 @@ def keep_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
     return torch.zeros_like(probs).scatter_(-1, indices, kept / kept.sum(-1, keepdim=True))
 
 
-def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def sample(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Draw one int64 token id [...] per row of ``probs`` [..., V]. ``generator`` must be on the same device."""
     flat = probs.flatten(0, -2) if probs.dim() > 1 else probs[None]
     return torch.multinomial(flat, 1, generator=generator).reshape(probs.shape[:-1])

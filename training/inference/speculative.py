@@ -37,7 +37,7 @@ class Speculation:
         self.drafted, self.accepted = 0, 0
 
     def generate(self, prompt_ids: Sequence[int]) -> Iterator[int]:
-        """Yield the new ids of one sequence. If a stop id is drawn, it is yielded last.
+        """Yield the new ids of one sequence. If a stop id is sampled, it is yielded last.
 
         Raises:
             RequestError: the prompt cannot be continued. Raised by the call itself, not on the first iteration.

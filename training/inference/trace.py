@@ -16,7 +16,7 @@ _ALTERNATIVES = 5
 class Step:
     """One token of a completion.
 
-    Probabilities refer to the distribution from which the token was drawn, after temperature, top-k and top-p. Greedy
+    Probabilities refer to the distribution from which the token was sampled, after temperature, top-k and top-p. Greedy
     generation does not sample, so its probabilities are the model's own, at temperature 1 over all allowed tokens.
 
     Attributes:
@@ -51,14 +51,14 @@ def traced(
         RequestError: the prompt cannot be continued. Raised by the call itself, not on the first iteration.
     """
 
-    def observe(logits_BV: torch.Tensor, drawn: dict[int, int]) -> None:
-        on_step(step_of(logits_BV[0], drawn[0], sampling))
+    def observe(logits_BV: torch.Tensor, sampled: dict[int, int]) -> None:
+        on_step(step_of(logits_BV[0], sampled[0], sampling))
 
     return generate(model, prompt_ids, limits, sampling, seed=seed, observe=observe)
 
 
 def step_of(logits_V: torch.Tensor, token: int, sampling: Sampling) -> Step:
-    """Build the step for a token drawn from logits [V], in which banned tokens are at minus infinity."""
+    """Build the step for a token sampled from logits [V], in which banned tokens are at minus infinity."""
     logits_V = logits_V.float().cpu()
     shown_by = replace(sampling, temperature=1.0, top_k=0, top_p=1.0) if sampling.greedy else sampling
     probs_V = probabilities(logits_V, shown_by)

@@ -152,7 +152,7 @@ class Trainer:
     def _why_skipped(self, totals: torch.Tensor) -> Literal["non_finite", "loss_scale"]:
         """Return the reason for skipping a step.
 
-        The reason is ``loss_scale`` if, under fp16, the loss is finite and the loss scale can still be lowered.
+        Under fp16, the reason is ``loss_scale`` if the loss is finite and the loss scale can still be lowered.
         """
         engine = self._context.engine
         if not engine.fp16_enabled() or not bool(totals.isfinite().all()):

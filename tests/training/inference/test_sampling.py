@@ -1,11 +1,11 @@
-"""Sampling: what each setting keeps, and how often tokens are drawn."""
+"""Sampling: what each setting keeps, and how often tokens are sampled."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.inference.sampling import Sampling, draw, keep_top_k, keep_top_p, probabilities
+from training.inference.sampling import Sampling, keep_top_k, keep_top_p, probabilities, sample
 
 
 def logits(seed: int, vocab: int) -> torch.Tensor:
@@ -49,10 +49,10 @@ def test_greedy_and_a_tiny_temperature_take_the_best() -> None:
         assert probabilities(scores, Sampling(temperature)).argmax() == scores.argmax()
 
 
-def test_draws_follow_the_probabilities_and_the_seed() -> None:
+def test_samples_follow_the_probabilities_and_the_seed() -> None:
     probs = torch.tensor([0.5, 0.0, 0.3, 0.2]).expand(20_000, 4)
-    first = draw(probs, torch.Generator().manual_seed(1))
-    assert first.shape == (20_000,) and torch.equal(first, draw(probs, torch.Generator().manual_seed(1)))
+    first = sample(probs, torch.Generator().manual_seed(1))
+    assert first.shape == (20_000,) and torch.equal(first, sample(probs, torch.Generator().manual_seed(1)))
     shares = first.bincount(minlength=4) / len(first)
     torch.testing.assert_close(shares, probs[0], atol=0.015, rtol=0)
     assert shares[1] == 0

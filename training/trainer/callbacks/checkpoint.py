@@ -44,7 +44,7 @@ class CheckpointCallback(Callback):
         self._finish(step)
 
     def on_failure(self) -> None:
-        """Finish a pending checkpoint, which is still valid, before the run's lock is released."""
+        """Finish any pending checkpoint before the run's lock is released: it is valid even if the run failed."""
         self._context.saver.drain()
 
     def _begin(self, step: int) -> None:
