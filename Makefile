@@ -105,7 +105,7 @@ export: $(SETUP)  ## write the latest weights as a Hugging Face model directory,
 
 # Checked before the data stages, which may take days.
 from:
-	@test -f "$(FROM)/config.json" || { echo "error: FROM=$(FROM): no config.json there: set FROM to a model directory in Hugging Face format" >&2; exit 2; }
+	@test -f "$(FROM)/config.json" || { echo "error: $(if $(FROM),FROM=$(FROM) has no config.json,FROM is not set): set FROM to a model directory in Hugging Face format" >&2; exit 2; }
 
 import: from data  ## use the weights in a Hugging Face model directory instead of pretraining: FROM=FOLDER
 	$(RUN) training import --from "$(FROM)" $(WITH_RECIPE)

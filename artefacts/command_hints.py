@@ -19,12 +19,18 @@ def _reads_any(target: str, key: str) -> bool:
 
 
 _target_reads: Callable[[str, str], bool] = _reads_any
+_added: list[str] = []
 
 
 def install_key_filter(target_reads: Callable[[str, str], bool]) -> None:
     """Show an override in later hints only if ``target_reads(target, key)`` is true. See ``configs.command``."""
     global _target_reads
     _target_reads = target_reads
+
+
+def add_override(word: str) -> None:
+    """Add an override to all later ``make`` hints, because the typed overrides are not valid without it."""
+    _added.append(word)
 
 
 def make(target: str, recipe: str | None = None, *more: str) -> str:
@@ -39,7 +45,7 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
     path = recipe or _recipe()
     if path and Path(path) != Path(_DEFAULT_RECIPE):
         words.append(f"RECIPE={_quoted(path)}")
-    overrides = [word for word in _overrides() if _target_reads(target, word.partition("=")[0])]
+    overrides = [word for word in [*_overrides(), *_added] if _target_reads(target, word.partition("=")[0])]
     if overrides := [*overrides, *more]:
         # Double every $, because make would expand a single one.
         words.append(f"ARGS={_quoted(' '.join(map(shlex.quote, overrides)).replace('$', '$$'))}")

@@ -66,7 +66,10 @@ def _about_key(name: str, variants: list[Key]) -> Iterator[str]:
     yield name
     yield textwrap.indent(textwrap.fill(_plain(key.meaning), _WIDTH), "  ")
     yield ""
-    rows = [("type", key.type), ("default", key.default or "(empty)")]
+    rows = [("type", key.type)]
+    # The meaning of an optional key says what happens if it is not set.
+    if key.field.default is not None:
+        rows.append(("default", key.default or "(empty)"))
     families = [variant.family for variant in variants if variant.family]
     if name.startswith("model.backbone."):
         families = [family for family in families if FAMILIES[family] in inner_sections(_BACKBONE)]

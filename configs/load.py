@@ -279,7 +279,8 @@ def suggested(key: str, keys: list[str]) -> str:
         return f"the nearest key is {difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]}"
     shown = difflib.get_close_matches(leaf, leaves, n=_LISTED, cutoff=0.0)
     what = f"keys of {section}" if section else "sections"
-    return f"{what} are {', '.join(shown)}{', …' if len(leaves) > _LISTED else ''}"
+    more = f", … (`make explain{section and f' KEY={section}'}` lists all)" if len(leaves) > _LISTED else ""
+    return f"{what} are {', '.join(shown)}{more}"
 
 
 def _explain(fault: ErrorDetails, where: str) -> str:

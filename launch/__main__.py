@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from artefacts import command_hints
 from configs import command
 from configs.checks import unread_keys
 from configs.load import load_recipe
@@ -45,6 +46,9 @@ def _dispatch(kind: str, verb: str, recipe_path: str, overrides: list[str], dry_
         with_kind.append(f"launch.kind={'slurm' if kind == 'allocation' else kind}")
     recipe = load_recipe(recipe_path, with_kind)
     unread_keys.check(verb, recipe, overrides)
+    if kind == "slurm" and recipe.launch.nodes > 1:
+        # Other kinds need a rendezvous or a hostfile for several nodes, also in commands that start no processes.
+        command_hints.add_override("launch.kind=slurm")
     if kind == "allocation":
         from launch.slurm.in_job import run_in_allocation
 

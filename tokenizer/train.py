@@ -182,8 +182,8 @@ def _explained(error: RuntimeError, recipe: Recipe) -> Exception:
     size = recipe.tokenizer.vocab_size
     if most := re.search(r"too high.*<= (\d+)", text):
         return RequestError(
-            f"tokenizer.vocab_size ({size}) is too large for this text: it yields at most {most[1]} pieces; "
-            "lower it, or add text (tokenizer.sample_bytes, data.source)"
+            f"tokenizer.vocab_size ({size}) is too large for this text: set it to at most {most[1]}, "
+            "or add text (tokenizer.sample_bytes, data.source)"
         )
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
         return RequestError(f"tokenizer.vocab_size ({size}) is too small for this text: it needs at least {least[1]}")

@@ -185,9 +185,13 @@ class Recipe(Section):
                 f"launch.nodes ({launch.nodes}) needs launch.kind=torchrun, deepspeed or slurm: local is one machine"
             )
         if launch.kind == "torchrun" and launch.nodes > 1 and not launch.rendezvous:
-            raise ValueError("launch.rendezvous is missing: set the HOST:PORT at which the nodes meet")
+            raise ValueError(
+                "launch.rendezvous is missing: set the HOST:PORT at which the nodes meet, or launch.kind=slurm"
+            )
         if launch.kind == "deepspeed" and launch.nodes > 1 and not launch.hostfile:
-            raise ValueError("launch.hostfile is missing: set a file with the hosts for DeepSpeed's launcher")
+            raise ValueError(
+                "launch.hostfile is missing: set a file with the hosts for DeepSpeed's launcher, or launch.kind=slurm"
+            )
 
     @property
     def has_model(self) -> bool:

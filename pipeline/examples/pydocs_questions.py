@@ -16,10 +16,10 @@ _TEMPLATES = (
     "Describe {name} briefly.",
 )
 
-PRIVATE = "private name"
-NO_SENTENCE = "no sentence to answer with"
-REPEATED = "the same answer as another function"
-HELD_OUT = "document held out from pretraining"
+PRIVATE = "with a private name"
+NO_SENTENCE = "without a sentence to answer with"
+REPEATED = "with the same answer as another function"
+HELD_OUT = "from documents held out from pretraining"
 
 _SENTENCE = re.compile(r"^(.+?[.!])(?:\s|$)", re.DOTALL)
 _MARKUP = re.compile(r":\w+:`[~!]?([^`]+)`|``([^`]+)``")

@@ -163,7 +163,8 @@ def _report(folder: Path, faults_here: list[str], fix: str, intact: list[str], f
         published = manifest.read(folder)
         assert published is not None
         size = sum(entry["bytes"] for entry in published.files.values())
-        intact.append(f"{folder}: intact, {len(published.files)} files, {compact(size, 'B')}")
+        count = f"{len(published.files)} file{'' if len(published.files) == 1 else 's'}"
+        intact.append(f"{folder}: intact, {count}, {compact(size, 'B')}")
 
 
 def _damage(folder: Path) -> list[str]:

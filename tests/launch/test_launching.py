@@ -1,6 +1,8 @@
 """Launcher behavior that needs no run: missing nodes, signals at awkward moments, and rejected requests."""
 
 import os
+import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -21,7 +23,7 @@ from launch.plan import Plan
 from launch.preflight import check_memory, visible_gpus
 from launch.slurm.training_job import check_least_nodes
 from launch.start import plan, why_failed
-from tests.support.launch.runs import RECIPE
+from tests.support.launch.runs import RECIPE, ended, launch
 from training.estimate.device import device_of
 
 _LITE = RECIPE.parents[1] / "configs" / "deepseek-v2-lite.yaml"
@@ -186,3 +188,11 @@ def test_hidden_gpus_do_not_count(gpu: None, hidden: str, monkeypatch: pytest.Mo
     assert visible_gpus() == 1 and device_of(load_recipe(_LITE)).bytes == 2**34
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert visible_gpus() == 0 and not device_of(load_recipe(_LITE)).known
+
+
+def test_a_hint_for_several_slurm_nodes_can_be_pasted(tmp_path: Path) -> None:
+    """The named target loads the same recipe without a launcher, so the hint has to say that SLURM starts the nodes."""
+    nodes = [f"run.root={tmp_path}", "launch.nodes=2", "launch.processes=1"]
+    _, err = ended(launch("slurm", *nodes), 2)
+    (arguments,) = re.findall(r'run `make data RECIPE=\S+ ARGS="(.*)"` first', err)
+    assert load_recipe(RECIPE, shlex.split(arguments)).launch.nodes == 2

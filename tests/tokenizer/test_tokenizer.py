@@ -116,7 +116,7 @@ def test_the_sample_has_about_the_requested_size(tmp_path):
 def test_a_too_large_vocabulary_gives_a_one_line_error(tmp_path):
     recipe = of_jsonl(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(2)), "tokenizer.vocab_size=4096")
     publish_documents(recipe)
-    with pytest.raises(RequestError, match=r"tokenizer.vocab_size \(4096\) is too large .* at most \d+ pieces"):
+    with pytest.raises(RequestError, match=r"tokenizer.vocab_size \(4096\) is too large .* at most \d+, or add"):
         train(recipe)
 
 

@@ -39,4 +39,4 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
 
 
 def _epochs(epochs: dict[str, float]) -> str:
-    return ", ".join(f"{name} {count:.3g} times over" for name, count in epochs.items())
+    return ", ".join(f"{count:.3g} epochs of {name}" for name, count in epochs.items())

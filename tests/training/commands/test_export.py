@@ -126,9 +126,10 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 def test_make_checks_the_folder_first() -> None:
     done = make("import", "FROM=nowhere", "ARGS=run.name=mine")
     assert done.returncode == 2 and done.stderr.startswith(
-        "error: FROM=nowhere: no config.json there: set FROM to a model"
+        "error: FROM=nowhere has no config.json: set FROM to a model"
     )
     assert not done.stdout
+    assert make("import").stderr.startswith("error: FROM is not set: set FROM to a model")
 
 
 def test_make_passes_the_folder_only_to_import() -> None:
