@@ -3,6 +3,7 @@
 Shape suffixes are listed in :mod:`training.layers`.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,8 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from configs.schema.models.transformer import TransformerSection
-from training.layers.activation_checkpointing import checkpointed
-from training.layers.block import Layer
+from training.layers.block import Layer, Sublayer
 from training.layers.feed_forward import feed_forward
 from training.layers.kv_cache import LayerCache
 from training.layers.masks import Mask
@@ -53,50 +53,22 @@ class TransformerLayer(Layer):
         source: Source | CrossAttentionKV | None = None,
     ) -> torch.Tensor:
         """Map [B, T, D] -> [B, T, D]. A layer with cross-attention attends to the encoded sequence ``source``."""
-        mode = self.activation_checkpointing if self.training else "none"
-        if mode == "full":
-            return checkpointed(self._all_blocks, mode, x_BTD, mask, rope, cache, source)
-        x_BTD = checkpointed(self._attention_block, mode, x_BTD, mask, rope, cache)
+        sublayers = [partial(self._residual, self.input_layernorm, lambda x: self.self_attn(x, mask, rope, cache))]
         if source is not None:
-            x_BTD = checkpointed(self._cross_attention_block, mode, x_BTD, source)
-        return checkpointed(self._feed_forward_block, mode, x_BTD)
+            norm = self.cross_attention_layernorm
+            sublayers.append(partial(self._residual, norm, lambda x: self.cross_attn(x, source)))
+        sublayers.append(partial(self._residual, self.post_attention_layernorm, self.mlp))
+        return self.apply_sublayers(x_BTD, *sublayers)
 
     def compile_regions(self) -> None:
         """Compile the feed-forward layer. Attention already runs fused or compiled kernels."""
         self.mlp.compile()
 
-    def _all_blocks(
-        self,
-        x_BTD: torch.Tensor,
-        mask: Mask,
-        rope: RotaryTable | None,
-        cache: LayerCache | None,
-        source: Source | CrossAttentionKV | None,
-    ) -> torch.Tensor:
-        x_BTD = self._attention_block(x_BTD, mask, rope, cache)
-        return self._feed_forward_block(x_BTD if source is None else self._cross_attention_block(x_BTD, source))
-
-    def _attention_block(
-        self, x_BTD: torch.Tensor, mask: Mask, rope: RotaryTable | None, cache: LayerCache | None
-    ) -> torch.Tensor:
-        norm = self.input_layernorm
-        return self._add(x_BTD, norm, self.self_attn(self._pre_norm(x_BTD, norm), mask, rope, cache))
-
-    def _cross_attention_block(self, x_BTD: torch.Tensor, source: Source | CrossAttentionKV) -> torch.Tensor:
-        norm = self.cross_attention_layernorm
-        return self._add(x_BTD, norm, self.cross_attn(self._pre_norm(x_BTD, norm), source))
-
-    def _feed_forward_block(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        norm = self.post_attention_layernorm
-        return self._add(x_BTD, norm, self.mlp(self._pre_norm(x_BTD, norm)))
-
-    def _pre_norm(self, x_BTD: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-        return norm(x_BTD) if self.norm_first else x_BTD
-
-    def _add(self, x_BTD: torch.Tensor, norm: nn.Module, part_BTD: torch.Tensor) -> torch.Tensor:
+    def _residual(self, norm: nn.Module, sublayer: Sublayer, x_BTD: torch.Tensor) -> torch.Tensor:
+        out_BTD = sublayer(norm(x_BTD) if self.norm_first else x_BTD)
         if self.dropout and self.training:
-            part_BTD = F.dropout(part_BTD, self.dropout)
-        return x_BTD + part_BTD if self.norm_first else norm(x_BTD + part_BTD)
+            out_BTD = F.dropout(out_BTD, self.dropout)
+        return x_BTD + out_BTD if self.norm_first else norm(x_BTD + out_BTD)
 
 
 def make_norm(config: TransformerSection, norm: Literal["layer", "rms"] = "layer") -> nn.Module:

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from configs.schema.models.deepseek import DeepseekSection
-from training.layers.activation_checkpointing import checkpointed
 from training.layers.block import Layer
 from training.layers.feed_forward import FeedForward
 from training.layers.init import draw_normal, fill_vector
@@ -53,24 +52,11 @@ class DecoderLayer(Layer):
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Map [B, T, D] -> [B, T, D]. The arguments are the same as in :class:`MultiHeadLatentAttention`."""
-        mode = self.activation_checkpointing if self.training else "none"
-        if mode == "full":
-            return checkpointed(self._both_blocks, mode, x_BTD, rope, documents, cache)
-        x_BTD = checkpointed(self._attention_block, mode, x_BTD, rope, documents, cache)
-        return checkpointed(self._feed_forward_block, mode, x_BTD)
-
-    def _both_blocks(
-        self, x_BTD: torch.Tensor, rope: RotaryTable, documents: Documents | None, cache: LayerCache | None
-    ) -> torch.Tensor:
-        return self._feed_forward_block(self._attention_block(x_BTD, rope, documents, cache))
-
-    def _attention_block(
-        self, x_BTD: torch.Tensor, rope: RotaryTable, documents: Documents | None, cache: LayerCache | None
-    ) -> torch.Tensor:
-        return x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, documents, cache)
-
-    def _feed_forward_block(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return self.apply_sublayers(
+            x_BTD,
+            lambda x_BTD: x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, documents, cache),
+            lambda x_BTD: x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)),
+        )
 
     def compile_regions(self) -> None:
         """Compile the QKV projections, the dense or shared feed-forward layer, and (on GPU) the experts' activation.
