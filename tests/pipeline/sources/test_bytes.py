@@ -41,7 +41,7 @@ def refused(bad, inputs=1):
     """Check that the lost bytes alone refuse it."""
     assert sum(bad.reasons.values()) <= max(inputs, 0.01 * bad.good)
     with pytest.raises(
-        RequestError, match=r"inputs cannot be read( \(.*about [\d.]+ % of the bytes\), above|: )"
+        RequestError, match=r"inputs cannot be read( \(.*about [\d.]+% of the bytes\), above|: )"
     ) as caught:
         bad.check(0.01, "corpus")
     return "\n" not in str(caught.value)
