@@ -121,7 +121,7 @@ class TrainingRun:
         lines: list[str] = []
         if not self.begun():
             return lines
-        if own_identity(self.folder) is None:
+        if read_identity_file(self.folder) is None:
             self._write_identity()
             lines.append(f"{self.folder / IDENTITY} was missing or damaged: restored from a checkpoint")
         path = self.folder / manifest.NAME
@@ -172,7 +172,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
     They are read from ``identity.json`` or, if it is missing or damaged, from the newest readable checkpoint. The
     result is empty if neither can be read.
     """
-    if (recorded := own_identity(folder)) is not None:
+    if (recorded := read_identity_file(folder)) is not None:
         return recorded
     saved = next((loaded for _, loaded in _readable_checkpoints(folder)), None)
     return {"identity": saved.identity, "inputs": saved.inputs} if saved else {}
@@ -232,7 +232,7 @@ def _readable_checkpoints(folder: Path) -> Iterator[tuple[Path, Manifest]]:
             yield checkpoint, saved
 
 
-def own_identity(folder: Path) -> dict[str, Any] | None:
+def read_identity_file(folder: Path) -> dict[str, Any] | None:
     """Return the content of ``identity.json``, or None if it is missing or damaged."""
     try:
         recorded = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))

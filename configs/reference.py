@@ -180,10 +180,10 @@ def _pages(name: str, field: FieldInfo, family: str) -> Iterator[Page]:
     if f"{name}." in SAME_KEYS or f"{name}.NAME." in SAME_KEYS:
         return
     for section in inner_sections(field):
-        own_family = next((known for known, cls in FAMILIES.items() if cls is section), family)
-        yield Page(name, own_family, section, tuple(_keys(name, section, own_family)), field.description or "")
+        section_family = next((known for known, cls in FAMILIES.items() if cls is section), family)
+        yield Page(name, section_family, section, tuple(_keys(name, section, section_family)), field.description or "")
         for inner, (_, inner_field) in section.named_fields().items():
-            yield from _pages(f"{name}.{inner}", inner_field, own_family)
+            yield from _pages(f"{name}.{inner}", inner_field, section_family)
 
 
 def _keys(prefix: str, section: type[Section], family: str) -> Iterator[Key]:

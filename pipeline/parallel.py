@@ -122,7 +122,7 @@ def _spread(
 def _no_signals() -> Iterator[None]:
     """Block SIGINT and SIGUSR1, so that processes started in this context ignore Ctrl-C and SLURM's warning signal.
 
-    Both signals are sent to the whole process group. The parent handles them and stops the workers.
+    Both signals are sent to every process in the group. The parent handles them and stops the workers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:

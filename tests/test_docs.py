@@ -20,9 +20,9 @@ from tests.support.paths import CHECKOUT
 
 #: All but the change log, which names what was removed.
 DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
-_ROOMS = r"(?:artefacts|benchmarks|configs|docs|launch|pipeline|tests|tokenizer|training|\.ci|\.github)"
+_FOLDERS = r"(?:artefacts|benchmarks|configs|docs|launch|pipeline|tests|tokenizer|training|\.ci|\.github)"
 #: A file of the checkout, or a folder of it. Folders of a run, such as tokenizer/, look like folders of the checkout.
-_PATH = re.compile(rf"(?<![\w./-]){_ROOMS}/[\w./-]*(?:\.(?:py|c|yaml|yml|md|txt|png)\b|/(?![\w*.]))")
+_PATH = re.compile(rf"(?<![\w./-]){_FOLDERS}/[\w./-]*(?:\.(?:py|c|yaml|yml|md|txt|png)\b|/(?![\w*.]))")
 _KEY = re.compile(r"`((?:run|data|tokenizer|model|train|finetune|evaluate|generate|launch)(?:\.[a-z_0-9]+)+)[`=:]")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 #: A document in a message, with or without a heading: docs/page.md, "Heading".

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.paths import CHECKOUT
 
-#: From the bottom up: a module may import its own floor and the floors above it in this list. A folder stands for all
-#: that is in it, except for what another floor names more exactly.
-FLOORS = (
+#: The layers from the bottom up: a module may import modules of its own layer and of the layers before it in this list.
+#: A folder stands for all modules in it, except those that another layer names more exactly.
+LAYERS = (
     ("artefacts",),
     ("artefacts.pages",),
     ("configs.schema",),
@@ -129,14 +129,14 @@ def imports(module: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def is_in(name: str, place: str) -> bool:
-    return name == place or name.startswith(place + ".")
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
 
 
-def floor(module: str) -> int:
-    """Number of the floor that names a module most exactly."""
-    matching = [(len(place), number) for number, floor in enumerate(FLOORS) for place in floor if is_in(module, place)]
-    assert matching, f"{module} is on no floor: add its folder to FLOORS"
+def layer_of(module: str) -> int:
+    """Number of the layer that names a module most exactly."""
+    matching = [(len(name), number) for number, layer in enumerate(LAYERS) for name in layer if is_in(module, name)]
+    assert matching, f"{module} is in no layer: add its folder to LAYERS"
     return max(matching)[1]
 
 
@@ -157,14 +157,14 @@ def reached(module: str, with_packages: bool = False) -> dict[str, list[str]]:
     With ``with_packages``, the chain also leads through the ``__init__`` of packages (see :func:`runs`).
     """
     follow = runs if with_packages else imports
-    ways, waiting = {module: [module]}, [module]
+    chains, waiting = {module: [module]}, [module]
     while waiting:
         name = waiting.pop()
         for other in follow(name) if name in modules() else ():
-            if other not in ways:
-                ways[other] = [*ways[name], other]
+            if other not in chains:
+                chains[other] = [*chains[name], other]
                 waiting.append(other)
-    return ways
+    return chains
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -172,7 +172,7 @@ def test_imports_run_downward(package: str) -> None:
     for module in modules():
         if is_in(module, package) and "." in module:
             for name in imports(module) & modules().keys():
-                assert floor(name) <= floor(module), f"{module} imports {name}, which is on a higher floor"
+                assert layer_of(name) <= layer_of(module), f"{module} imports {name}, which is in a higher layer"
 
 
 def test_no_circular_imports() -> None:
@@ -181,37 +181,37 @@ def test_no_circular_imports() -> None:
             assert module not in reached(name), f"{module} -> {' -> '.join(reached(name)[module])}"
 
 
-@pytest.mark.parametrize("room", NEVER_REACHES)
-def test_packages_never_import_what_they_must_not(room: str) -> None:
-    rooms = [module for module in modules() if is_in(module, room)]
-    assert rooms
-    for module in rooms:
-        for name, way in reached(module, with_packages=True).items():
-            for forbidden in NEVER_REACHES[room]:
-                assert not is_in(name, forbidden), " -> ".join(way)
+@pytest.mark.parametrize("package", NEVER_REACHES)
+def test_packages_never_import_what_they_must_not(package: str) -> None:
+    inside = [module for module in modules() if is_in(module, package)]
+    assert inside
+    for module in inside:
+        for name, chain in reached(module, with_packages=True).items():
+            for forbidden in NEVER_REACHES[package]:
+                assert not is_in(name, forbidden), f"import chain: {' -> '.join(chain)}"
 
 
-@pytest.mark.parametrize("room", REACHES_OF_TRAINING)
-def test_what_a_room_reaches_of_training(room: str) -> None:
-    allowed = (room, *REACHES_OF_TRAINING[room])
-    for module in (module for module in modules() if is_in(module, room)):
-        for name, way in reached(module, with_packages=True).items():
+@pytest.mark.parametrize("package", REACHES_OF_TRAINING)
+def test_what_a_package_reaches_of_training(package: str) -> None:
+    allowed = (package, *REACHES_OF_TRAINING[package])
+    for module in (module for module in modules() if is_in(module, package)):
+        for name, chain in reached(module, with_packages=True).items():
             if name.startswith("training."):
-                assert any(is_in(name, place) for place in allowed), " -> ".join(way)
+                assert any(is_in(name, other) for other in allowed), f"import chain: {' -> '.join(chain)}"
 
 
-def test_cpu_code_has_one_door() -> None:
+def test_cpu_code_is_used_through_its_package() -> None:
     """Only ``training/layers/cpu`` imports its modules; all others go through the package."""
-    door = "training.layers.cpu"
+    package = "training.layers.cpu"
     for module in modules():
-        inside = [name for name in imports(module) if name.startswith(door + ".")]
-        assert is_in(module, door) or not inside, f"{module} imports {inside}"
-    offered = set(ast.literal_eval(_assigned(door, "__all__")))
-    rooms = {name.removeprefix(door + ".") for name in modules() if name.startswith(door + ".")}
+        inside = [name for name in imports(module) if name.startswith(package + ".")]
+        assert is_in(module, package) or not inside, f"{module} imports {inside}"
+    offered = set(ast.literal_eval(_assigned(package, "__all__")))
+    submodules = {name.removeprefix(package + ".") for name in modules() if name.startswith(package + ".")}
     for module in modules():
-        if door in imports(module) and not is_in(module, door):
+        if package in imports(module) and not is_in(module, package):
             # The layers use the modules that the package lists; the rest of training, only its functions.
-            allowed = offered if is_in(module, "training.layers") else offered - rooms
+            allowed = offered if is_in(module, "training.layers") else offered - submodules
             assert not _attributes_of_cpu(module) - allowed, module
 
 
@@ -263,7 +263,7 @@ def test_quick_commands_import_no_torch(arguments: list[str]) -> None:
 
 
 def test_architecture_page_lists_every_folder() -> None:
-    """The tables of docs/architecture.md name every folder of a package, and every module at the head of training/."""
+    """The tables of docs/architecture.md name every folder of a package, and every module directly in training/."""
     page = (CHECKOUT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for package in PACKAGES:
         for folder in sorted({path.parent for path in (CHECKOUT / package).glob("*/*.py")}):

@@ -56,6 +56,7 @@ def test_names_are_split_at_underscores_and_capitals(name: str, parts: tuple[str
         *("_tell_first_batch", "_MADE_FROM", "MadeFrom", "has_given_up", "test_it_goes_on", "own_clip"),
         *("test_a_full_vocabulary_begins_anew", "colours", "learnt_rows", "favouriteExperts", "tokens_a_second"),
         *("own", "_own", "everything", "Decision", "WHOLE", "Places", "LEFT", "stop_at", "balance_step", "telling"),
+        *("turn", "leave", "seen_BT", "there_M", "labelled_rows", "CancelledJob", "serialisedRows"),
     ],
 )
 def test_listed_names_and_parts_of_names_are_reported(name: str) -> None:
@@ -67,6 +68,7 @@ def test_listed_names_and_parts_of_names_are_reported(name: str) -> None:
     [
         *("each_row", "called_with", "is_there", "longest_word", "remember_me", "owner", "own_loss", "madeira"),
         *("free_bytes", "TensorBoardWriter", "left", "whole", "decision", "PLACES", "_stop_at_mark", "everything_else"),
+        *("end_of_turn", "Memory", "memory", "unsupervised", "denoising", "is_raised"),
     ],
 )
 def test_other_names_are_accepted(name: str) -> None:
@@ -108,3 +110,11 @@ def test_text_patterns_match_british_spellings_in_every_form() -> None:
     text = "Colours, favourite, neighbouring, learnt and an encyclopaedia; color and encyclopedia. It tells them apart."
     hits = [word for _, word, _ in SCRIPT["in_text"](Path("page.md"), text, WORDS)]
     assert hits == ["Colours", "favourite", "neighbouring", "learnt", "encyclopaedia", "tells them apart"]
+
+
+def test_british_endings_are_reported_and_similar_words_are_not() -> None:
+    british = "unserialised penalising tokenisation optimise Cancelled labelling modelled traveller signalled warm-up"
+    american = "serialized penalizing tokenization optimize canceled labeling modeled traveler signaled warmup"
+    others = "CANCELLED cancellation raised rising promising supervised revised exercised controlled rolling compromise"
+    hits = [word for _, word, _ in SCRIPT["in_text"](Path("page.md"), f"{british} {american} {others}", WORDS)]
+    assert sorted(hits) == sorted(british.split())

@@ -26,9 +26,9 @@ def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple
     tokenizer.require_chat_tokens()
     ids, labels = [special_tokens.BEGIN_ID], [IGNORED]
     for role, content in _checked(messages):
-        turn = [*tokenizer.encode(content), special_tokens.END_OF_TURN_ID]
-        ids += [_ROLES[role], *turn]
-        labels += [IGNORED, *(turn if role == "assistant" else [IGNORED] * len(turn))]
+        message_ids = [*tokenizer.encode(content), special_tokens.END_OF_TURN_ID]
+        ids += [_ROLES[role], *message_ids]
+        labels += [IGNORED, *(message_ids if role == "assistant" else [IGNORED] * len(message_ids))]
     return ids, labels
 
 

@@ -70,10 +70,10 @@ def _saving(size: str, precision: str, stage: int, rounds: int) -> list[Ratio]:
             rounds,
         )
         size_on_disk = sum(path.stat().st_size for path in (folder / folder_name(number)).iterdir())
-        whole = sorted(written)[len(written) // 2]
+        median = sorted(written)[len(written) // 2]
     smaller = held / size_on_disk
     print(
-        f"    {title}: {held / 1e6:.0f} MB, first stall {first:.3f} s, written and published {whole:.2f} s after",
+        f"    {title}: {held / 1e6:.0f} MB, first stall {first:.3f} s, written and published {median:.2f} s after",
         flush=True,
     )
     name = f"state over files of its checkpoint, {title}"

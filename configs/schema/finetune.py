@@ -51,6 +51,6 @@ class FinetuneSection(Section):
     epochs: float = Field(1.0, gt=0, description="Number of passes over the examples.")
     batch_examples: int = Field(32, gt=0, description="Examples per optimizer step, over all ranks.")
     learning_rate: float = Field(gt=0, description="Peak learning rate. Usually a fraction of the pretraining rate.")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warm-up.")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warmup.")
     final_fraction: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a fraction of the peak.")
     max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are dropped and counted.")

@@ -48,15 +48,15 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """The learning-rate schedule. Every kind starts with a linear warm-up to the peak rate, `train.learning_rate`."""
+    """The learning-rate schedule. Every kind starts with a linear warmup to the peak rate, `train.learning_rate`."""
 
     kind: Literal["cosine", "wsd", "steps"] = Field(
         "cosine",
-        description="How the rate changes after the warm-up. `cosine`: cosine decay to the final rate. `wsd`: "
+        description="How the rate changes after the warmup. `cosine`: cosine decay to the final rate. `wsd`: "
         "constant, then linear decay to the final rate. `steps`: constant, then multiplied by `factor` at each point "
         "in `at`.",
     )
-    warmup_steps: int = Field(0, ge=0, description="Number of warm-up steps.")
+    warmup_steps: int = Field(0, ge=0, description="Number of warmup steps.")
     final_fraction: float = Field(
         0.1, ge=0, le=1, description="Final learning rate, as a fraction of the peak (`cosine`, `wsd`)."
     )
@@ -70,7 +70,7 @@ class ScheduleSection(Section):
 
 
 #: DeepSpeed keys that Millrace sets from its own keys.
-_OWN_DEEPSPEED_KEYS = (
+_RESERVED_DEEPSPEED_KEYS = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
@@ -226,7 +226,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _deepspeed_keys_are_not_ours(self) -> "TrainSection":
         for key in _dotted(self.deepspeed):
-            if any(key == reserved or key.startswith(f"{reserved}.") for reserved in _OWN_DEEPSPEED_KEYS):
+            if any(key == reserved or key.startswith(f"{reserved}.") for reserved in _RESERVED_DEEPSPEED_KEYS):
                 raise ValueError(f"deepspeed.{key} is set from the recipe's own keys: remove it")
         return self
 

@@ -40,9 +40,9 @@ _STEPS = (
     Step("dedup", True, (("pipeline", "dedup"),)),
     Step("verdicts", False, (("pipeline", "dedup"),)),
     Step("clean", True, (("pipeline", "clean"),)),
-    Step("publish", False, (("pipeline", "clean"), ("tokenizer", "train"))),
+    Step("publish-documents", False, (("pipeline", "clean"), ("tokenizer", "train"))),
     Step("tokenize", True, (("pipeline", "tokenize"),)),
-    Step("assemble", False, (("pipeline", "tokenize"),)),
+    Step("publish-tokens", False, (("pipeline", "tokenize"),)),
 )
 
 

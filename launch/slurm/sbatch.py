@@ -82,10 +82,11 @@ def submit_chain(jobs: Sequence[Job]) -> list[str]:
         RequestError: sbatch refused a job; the jobs before it are canceled.
     """
     ids: list[str] = []
+    width = max(len(job.name) for job in jobs)
     try:
         for job in jobs:
             ids.append(_submit(job, ids[-1] if ids else None))
-            print(f"{job.name:<10} job {ids[-1]}", flush=True)
+            print(f"{job.name:<{width}} job {ids[-1]}", flush=True)
     except RequestError as error:
         raise RequestError(f"{error}{_cancel(ids)}") from None
     except BaseException:
@@ -102,9 +103,10 @@ def as_shell(jobs: Sequence[Job], folders: Sequence[Path]) -> str:
     for job in jobs:
         dependency = f' --dependency=afterok:"${{{before}%%;*}}"' if before else ""
         argv = shlex.join(_argv(job, None))
-        lines += ["", f"{job.name}=$({argv}{dependency} <<'END_OF_JOB'", job.script.rstrip("\n"), "END_OF_JOB", ")"]
-        lines += [f'echo "{job.name} job ${job.name}"']
-        before = job.name
+        variable = job.name.replace("-", "_")
+        lines += ["", f"{variable}=$({argv}{dependency} <<'END_OF_JOB'", job.script.rstrip("\n"), "END_OF_JOB", ")"]
+        lines += [f'echo "{job.name} job ${variable}"']
+        before = variable
     return "\n".join([*lines, ")"])
 
 

@@ -84,7 +84,7 @@ def _sets(section: DecontaminateSection) -> dict[str, list[str]]:
 
 
 def _texts(file: File, field: str) -> Iterator[str]:
-    """Yield a file's evaluation texts: the whole .txt file, or the text field of each record."""
+    """Yield a file's evaluation texts: the content of a .txt file, or the text field of each record."""
     try:
         with files.open_binary(file) as stream:
             content = decode(stream.read())

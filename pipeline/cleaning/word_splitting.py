@@ -186,7 +186,7 @@ class Splitter:
     def _kept(self, chunk: str) -> int:
         """Return the chunk's length after a mark, unit or genitive is split off its end.
 
-        If there is nothing to split off, this is the length of the whole chunk.
+        If there is nothing to split off, this is the chunk's full length.
         """
         if not chunk:
             return 0

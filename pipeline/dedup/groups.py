@@ -1,7 +1,7 @@
 """Find entries with equal keys across all parts, in bounded memory.
 
-Entries arrive in corpus order, in chunks that consist of whole parts. Of each key's entries in earlier chunks, only the
-first and the last are kept, so a key that many documents share needs no more memory than any other key.
+Entries arrive in corpus order, in chunks that consist of complete parts. Of each key's entries in earlier chunks, only
+the first and the last are kept, so a key that many documents share needs no more memory than any other key.
 """
 
 from collections.abc import Callable, Iterator

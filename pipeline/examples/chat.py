@@ -91,7 +91,7 @@ def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> 
     normalizer = Normalizer(recipe.data.clean.unicode, recipe.data.clean.fix_text)
     if section.examples.kind == "pydocs":
         examples = _about_functions(recipe, normalizer.text, dropped)
-        return examples, {"found": len(examples) + sum(dropped.values())}
+        return examples, {"candidates": len(examples) + sum(dropped.values())}
     from pipeline.examples import instructions
 
     path = str(section.examples.path)
@@ -104,7 +104,7 @@ def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> 
     if not bad.good and not bad.reasons:
         raise RequestError(f"finetune.examples.path: {path} has no records: {instructions.FORMATS}")
     bad.check(recipe.data.max_bad_fraction, f"finetune.examples.path: {path}")
-    return examples, {"found": bad.good, "bad_inputs": dict(bad.reasons)}
+    return examples, {"candidates": bad.good, "bad_inputs": dict(bad.reasons)}
 
 
 def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: Counter[str]) -> list[Example]:

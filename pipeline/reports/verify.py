@@ -8,7 +8,7 @@ from artefacts import command_hints, fingerprint, manifest, repair_hints
 from artefacts.differences import explained
 from artefacts.errors import RequestError
 from artefacts.pages.formats import compact
-from artefacts.training_folder import IDENTITY, STAGES, checkpoints, finished, has_weights, own_identity
+from artefacts.training_folder import IDENTITY, STAGES, checkpoints, finished, has_weights, read_identity_file
 from configs.checks import run_weights
 from configs.identities import documents_identity
 from configs.run_layout import RunLayout
@@ -103,7 +103,7 @@ def _check_training(name: str, layout: RunLayout, recipe_path: str, intact: list
         if _is_of_another_version(checkpoint):
             fix = "it may be intact: use that version"
         _report(checkpoint, _damage(checkpoint), fix, intact, faults)
-    if checkpoints(folder) and not own_identity(folder):
+    if checkpoints(folder) and not read_identity_file(folder):
         faults.append(f"{folder / IDENTITY}: missing or damaged; repair: `{again}`, which restores it")
     if why := run_weights.stale(layout, name):
         faults.append(f"{folder}: stale: {why}; repair: `{command_hints.make(name, recipe_path, 'run.replace=true')}`")

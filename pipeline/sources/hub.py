@@ -206,7 +206,7 @@ class _Columns:
             # An interrupted transfer looks the same, so try once more.
             if not (_is_damage(error) and damaged_before):
                 raise
-            # The number of lost rows is unknown, so the whole file counts as lost.
+            # The number of lost rows is unknown, so the complete file counts as lost.
             self._bad.add("unreadable file", f"{self._where}: row {self._taken}: {_one_line(error)}", self._size)
             return None
         self._damaged = False

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-#: A range of tokens in a shard: its first token and its length. A piece of ``context_length`` + 1 tokens fills a whole
-#: sample, and its document continues in another piece. Its last token serves only as a label.
+#: A range of tokens in a shard: its first token and its length. A piece of ``context_length`` + 1 tokens fills a
+#: complete sample, and its document continues in another piece. Its last token serves only as a label.
 PIECE = np.dtype([("offset", "<i8"), ("length", "<i4")])
 
 

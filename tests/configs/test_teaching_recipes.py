@@ -35,7 +35,7 @@ def test_it_learns_and_generates_the_continuation(tmp_path: Path) -> None:
     for prompt, expected in (("acegik", "moqsuwyACEGI"), ("XYZ0", "12345678")):
         output = call("training", "generate", "--recipe", RECIPE, f"generate.prompt={prompt}", root=tmp_path)
         assert output.startswith(prompt + expected) and "end of the context" not in output
-    # The last character is drawn from the whole context and not read.
+    # The last character is drawn from the complete context and not read.
     output = call("training", "generate", "--recipe", RECIPE, "generate.max_new_tokens=300", root=tmp_path)
     line, *_, reason = output.splitlines()
     assert len(line) == 129

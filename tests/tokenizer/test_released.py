@@ -65,5 +65,5 @@ def test_transformers_reads_it_next_to_the_sentencepiece_model(
     assert set(theirs.all_special_ids) == {ours.unknown_id, ours.begin_id, ours.end_of_text_id, ours.pad_id}
     # The name of a reserved token is the token there, which chat templates need.
     assert theirs.encode(f"a{special_tokens.RESERVED[ours.end_of_turn_id]}")[-1] == ours.end_of_turn_id
-    turn = [special_tokens.USER_ID, *ours.encode("hi\n"), ours.end_of_turn_id]
-    assert theirs.decode(turn, skip_special_tokens=True) == "hi\n"
+    message_ids = [special_tokens.USER_ID, *ours.encode("hi\n"), ours.end_of_turn_id]
+    assert theirs.decode(message_ids, skip_special_tokens=True) == "hi\n"

@@ -2,7 +2,7 @@
 
 A sample has T inputs: its pieces back to back, then padding. The label of a position is the next token of the same
 document. The last position of a document and the padding have no label. Every token except a document's first is thus
-predicted exactly once per epoch, and never from the end of another document. If a piece fills a whole sample and its
+predicted exactly once per epoch, and never from the end of another document. If a piece fills a complete sample and its
 document continues in another sample, the last label is the continuation's first token.
 """
 

@@ -26,15 +26,15 @@ def _layer(recipe: Recipe, model: DeepseekSection, place: Topology, micro_batch:
     attention, fused = _attention(recipe, model, place, micro_batch)
     feed, feed_working = _feed_forward(recipe, model, place, micro_batch, dense)
     row = hidden = micro_batch * recipe.train.context_length * model.hidden_size * place.width
-    whole = attention + feed
+    total = attention + feed
     if mode == "none":
-        return Layer(whole, feed_working / 2, feed_working)
+        return Layer(total, feed_working / 2, feed_working)
     # Routing decisions are saved (training/layers/router.py): the logits, and the top experts' ids and scores.
     decisions = 0 if dense else model.n_routed_experts * 4 + model.num_experts_per_tok * 12
     row += micro_batch * recipe.train.context_length * decisions
     if mode == "full":
         # Only the layer's input is saved. The rest is recomputed and held while gradients are computed.
-        return Layer(row, max(attention, feed) / 2, whole - row + feed_working)
+        return Layer(row, max(attention, feed) / 2, total - row + feed_working)
     narrow = row + hidden + fused + _narrow(recipe, model, place, micro_batch, dense)
     return Layer(narrow, max(attention, feed) / 2, max(attention, feed) - row + feed_working)
 

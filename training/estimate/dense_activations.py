@@ -56,16 +56,16 @@ def _layer(
     attention = 6 * row + dropped + _weights(model, place, micro_batch, length, ahead, separate=separate)
     if cross:
         kept = -(-length // model.cross_downsample) if isinstance(model, EncoderDecoderSection) else length
-        memory = micro_batch * kept * model.hidden_size * place.width
-        attention += 4 * row + dropped + 2 * memory + _weights(model, place, micro_batch, length, kept, full=True)
+        encoded = micro_batch * kept * model.hidden_size * place.width
+        attention += 4 * row + dropped + 2 * encoded + _weights(model, place, micro_batch, length, kept, full=True)
     columns = {"relu": 1, "gelu": 2, "gelu_new": 2, "swiglu": 3 if place.device == "cpu" else 4}[model.activation]
     wide = tokens * model.width * place.width
     feed = 2 * row + dropped + columns * wide
-    whole = attention + feed
+    total = attention + feed
     if mode == "none":
-        return Layer(whole, wide, 2 * wide)
+        return Layer(total, wide, 2 * wide)
     if mode == "full":
-        return Layer(row, max(attention, feed) / 2, whole - row + 2 * wide)
+        return Layer(row, max(attention, feed) / 2, total - row + 2 * wide)
     between = (3 if cross else 2) * row
     return Layer(between, max(attention, feed) / 2, max(attention, feed) - row + 2 * wide)
 

@@ -42,7 +42,8 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
             f"({smallest.phases['start'] / 2**30:,.0f} GiB): use more ranks that share experts "
             "(train.expert_parallel), a smaller model, or more memory per rank (launch.device_memory)"
         )
-    return "nothing fits on so few ranks: use more (launch.nodes), a shorter train.context_length or a smaller model"
+    ranks = "1 rank" if recipe.ranks == 1 else f"{recipe.ranks:,} ranks"
+    return f"nothing fits on {ranks}: use more (launch.nodes), a shorter train.context_length or a smaller model"
 
 
 def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:

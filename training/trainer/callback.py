@@ -46,7 +46,6 @@ class Callback:
 
         on_train_begin
         for every step:
-            on_step_begin
             on_step_end
             reduce_inputs, on_reduced
         on_interrupt or on_train_end
@@ -64,9 +63,6 @@ class Callback:
 
     def on_train_begin(self) -> None:
         """Called before the first step. The engine is restored and in training mode."""
-
-    def on_step_begin(self, step: int) -> None:
-        """Called before optimizer step ``step``, counted from 1."""
 
     def on_step_end(self, result: StepResult) -> None:
         """Called after every optimizer step, including skipped steps."""

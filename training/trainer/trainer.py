@@ -71,8 +71,6 @@ class Trainer:
         """Run steps ``start`` .. ``end``-1. Triggers the per-step events and ``on_interrupt``, but no other events."""
         train = self._context.train
         for step in range(start, end):
-            for callback in self._callbacks:
-                callback.on_step_begin(step + 1)
             result = self._step(step)
             for callback in self._callbacks:
                 callback.on_step_end(result)

@@ -261,7 +261,7 @@ def lost_bytes(size: int, at: int, stop: int | None = None) -> int:
     """Return how many bytes of a file count as lost if reading up to byte ``stop`` fails at byte ``at``.
 
     ``size`` is the file's size. If reading fails at the end, the file is truncated. How much is missing is unknown, so
-    the whole file counts as lost.
+    the complete file counts as lost.
     """
     return max((size if stop is None else stop) - at, 0) or size
 

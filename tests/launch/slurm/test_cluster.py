@@ -89,7 +89,7 @@ def test_a_failed_job_cancels_the_jobs_after_it(cluster, corpus, tmp_path):
     jobs = {line.split()[0]: line.split()[2] for line in printed.splitlines()}
     states = cluster.wait_for([*jobs.values()])
     assert states[jobs["verdicts"]] == "FAILED"
-    assert states[jobs["publish"]] == states[jobs["assemble"]] == "CANCELLED"
+    assert states[jobs["publish-documents"]] == states[jobs["publish-tokens"]] == "CANCELLED"
     log = (tmp_path / "demo" / "logs" / f"data-verdicts-{jobs['verdicts']}.out").read_text()
     assert "no document is left after cleaning" in log.splitlines()[-1]
 

@@ -64,13 +64,14 @@ def _dry_run(*overrides):
 
 def test_a_model_trained_on_examples_needs_no_shards():
     jobs = steps(load_recipe(CHECKOUT / "configs" / "teaching" / "seq2seq-reverse.yaml"))
-    assert [step.name for step in jobs] == ["ingest", "dedup", "verdicts", "clean", "publish", "examples"]
+    assert [step.name for step in jobs] == ["ingest", "dedup", "verdicts", "clean", "publish-documents", "examples"]
     assert jobs[-1].commands == (("pipeline", "examples"), ("pipeline", "verify")) and not jobs[-1].shared
 
 
 def test_arrays_share_a_stage_and_single_jobs_complete_it(tmp_path):
     jobs = _jobs(tmp_path, "launch.slurm.array_tasks=7", "launch.slurm.array_limit=3", "launch.slurm.cpus=2")
-    assert [job.name for job in jobs] == ["ingest", "dedup", "verdicts", "clean", "publish", "tokenize", "assemble"]
+    before_tokens = ["ingest", "dedup", "verdicts", "clean", "publish-documents"]
+    assert [job.name for job in jobs] == [*before_tokens, "tokenize", "publish-tokens"]
     for job, step in zip(jobs, steps(load_recipe(RECIPE, [])), strict=True):
         assert ("--array=0-6%3" in job.options) == step.shared
         assert {"--requeue", "--kill-on-invalid-dep=yes", "--cpus-per-task=2"} <= set(job.options)
@@ -168,7 +169,7 @@ def test_each_job_depends_on_the_one_before(calls, tmp_path, capsys):
     assert ids == [str(101 + number) for number in range(len(jobs))]
     _check_chain(calls(), jobs)
     assert [script for _, _, script in calls()] == [job.script for job in jobs]
-    assert capsys.readouterr().out.splitlines()[1] == "dedup      job 102"
+    assert capsys.readouterr().out.splitlines()[1] == "dedup             job 102"
 
 
 @pytest.mark.parametrize(

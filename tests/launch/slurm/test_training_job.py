@@ -164,7 +164,7 @@ def test_a_crash_after_new_steps_is_requeued(cluster, data, tmp_path):
     # Saved, since the ranks received the signal, but not queued again by us.
     before = len(steps(tmp_path))
     cluster.run("scancel", job.id)
-    wait_until(lambda: job.state() == "CANCELLED", "cancelled job")
+    wait_until(lambda: job.state() == "CANCELLED", "canceled job")
     time.sleep(12)
     assert job.state() == "CANCELLED" and len(steps(tmp_path)) >= before
     assert job.output().count("back into the queue") == 1, job.output()

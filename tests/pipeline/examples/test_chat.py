@@ -159,7 +159,7 @@ def test_instructions_and_messages(tmp_path):
     records.append(records[0])
     recipe = _instructed(tmp_path, "\n".join(map(json.dumps, records)))
     published = chat.build(recipe)
-    assert published.counts["found"] == 42 and published.counts["dropped"] == {chat.REPEATED: 1}
+    assert published.counts["candidates"] == 42 and published.counts["dropped"] == {chat.REPEATED: 1}
     rows = [row for side in _sides(recipe) for row in side]
     assert len(rows) == 41
     assert {"Count to 1.\n\nnow", "Count to 2.", "Bye."} <= {row["question"] for row in rows}
@@ -192,7 +192,7 @@ def test_lone_surrogates_are_counted_as_bad(tmp_path):
     records.append('{"messages": [{"role": "assistant", "content": "\\udfff"}], "\\ud800": 1}')
     records.append('{"\\ud801": 1}')
     published = chat.build(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
-    assert published.counts["found"] == 10 and sorted(published.counts["bad_inputs"].values()) == [1, 2]
+    assert published.counts["candidates"] == 10 and sorted(published.counts["bad_inputs"].values()) == [1, 2]
 
 
 def test_messages_are_normalized_as_documents_are(tmp_path):
@@ -231,7 +231,7 @@ def test_null_counts_as_a_missing_field(tmp_path):
     turns = [{"role": role, "content": f"I am the {role}.", "name": None} for role in ("user", "assistant")]
     records.append({"instruction": None, "input": None, "output": None, "messages": turns})
     published = chat.build(recipe := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
-    assert published.counts["found"] == 10 and not published.counts["bad_inputs"]
+    assert published.counts["candidates"] == 10 and not published.counts["bad_inputs"]
     assert {"Do 3.", "I am the user."} <= {row["question"] for side in _sides(recipe) for row in side}
 
 
@@ -313,4 +313,4 @@ def test_real_instructions(tmp_path):
     if not path.exists():
         pytest.skip("no instructions.json next to the checkout")
     published = chat.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
-    assert published.counts["found"] == 1100 and 50 <= published.counts["held_out"]["examples"] <= 55
+    assert published.counts["candidates"] == 1100 and 50 <= published.counts["held_out"]["examples"] <= 55

@@ -106,9 +106,9 @@ def test_a_rare_answer_is_not_revealed_by_another_question():
     rng = random.Random(6)
     answers = [_sentence(rng, 12) for _ in range(100)]
     conversations = [
-        (n, _conversation(_sentence(rng, 9), answers[n] if turn else f"{answers[n].upper()}."))
+        (n, _conversation(_sentence(rng, 9), answers[n] if copy else f"{answers[n].upper()}."))
         for n in range(100)
-        for turn in range(4)
+        for copy in range(4)
     ]
     held_out, warning = split([turns for _, turns in conversations], 1, 0.1)
     assert held_out.sum() == 40 and warning is None

@@ -88,7 +88,12 @@ def test_advice_always_needs_less_memory(micro_batch: int) -> None:
         changed = load_recipe(RECIPE, ["launch.processes=1", *(f"{key}={value}" for key, value in changes.items())])
         assert memory(changed, "cpu").peak < 0.9 * memory(recipe, "cpu").peak
     else:
-        assert micro_batch == 1 and advice.startswith("nothing fits on so few ranks")
+        assert micro_batch == 1 and advice.startswith("nothing fits on 1 rank: use more ")
+
+
+def test_advice_states_the_number_of_ranks() -> None:
+    recipe = load_recipe(RECIPE, ["train.micro_batch=1", "launch.processes=2"])
+    assert relief(recipe, 10**15, "cpu").startswith("nothing fits on 2 ranks: use more (launch.nodes), ")
 
 
 def test_other_errors_are_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:

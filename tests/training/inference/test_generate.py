@@ -131,11 +131,11 @@ def test_drafts_equal_the_multi_token_predictions(walker: DeepseekForCausalLM) -
     assert 0.2 < drafting.accepted / drafting.drafted < 0.98
     for ids, drafts in seen:
         hidden = walker.hidden(torch.tensor([ids[:-1]]))
-        turn = walker.model.rotary_table(torch.arange(len(ids) - 1))
+        rope = walker.model.rotary_table(torch.arange(len(ids) - 1))
         known = list(ids)
         for depth, layer in enumerate(walker.prediction_layers, start=1):
             ahead = walker.model.embed_tokens(torch.tensor([known[depth:]]))
-            hidden = layer.predict(hidden, ahead, turn)
+            hidden = layer.predict(hidden, ahead, rope)
             guess = int(walker.lm_head(hidden[0, -1]).argmax())
             assert drafts[depth - 1] == guess
             known.append(guess)

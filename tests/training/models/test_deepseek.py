@@ -232,9 +232,9 @@ def test_multi_token_prediction_sees_only_what_it_may() -> None:
     outputs = []
     for text in (ids, changed):
         hidden, depths = model.hidden(text), []
-        turn = model.model.rotary_table(torch.arange(20))
+        rope = model.model.rotary_table(torch.arange(20))
         for depth, layer in enumerate(model.prediction_layers, start=1):
-            hidden = layer.predict(hidden, model.model.embed_tokens(text.roll(-depth, 1)), turn)
+            hidden = layer.predict(hidden, model.model.embed_tokens(text.roll(-depth, 1)), rope)
             depths.append(hidden)
         outputs.append(depths)
     for depth, (one, other) in enumerate(zip(*outputs, strict=True), start=1):

@@ -187,11 +187,11 @@ def test_parity_of_multi_token_prediction() -> None:
         mtp.layers[depth].load_state_dict(renamed, strict=True)
     ids = tokens()
     hidden = expected = ours.hidden(ids)
-    turn = ours.model.rotary_table(torch.arange(ids.shape[1]))
+    rope = ours.model.rotary_table(torch.arange(ids.shape[1]))
     places = torch.arange(ids.shape[1])[None]
     for depth, layer in enumerate(ours.prediction_layers):
         ahead = ids.roll(-depth - 1, dims=1)
-        hidden = layer.predict(hidden, ours.model.embed_tokens(ahead), turn)
+        hidden = layer.predict(hidden, ours.model.embed_tokens(ahead), rope)
         expected = mtp.forward_layer(depth, expected, places, None, input_ids=ahead)
         torch.testing.assert_close(hidden, expected, atol=ATOL, rtol=0)
 

@@ -18,7 +18,7 @@ from training.trainer.callbacks.build import build_callbacks
 from training.trainer.context import TrainingContext
 from training.trainer.trainer import Ended, Trainer
 
-STEP = ["on_step_begin", "on_step_end", "reduce_inputs", "on_reduced"]
+STEP = ["on_step_end", "reduce_inputs", "on_reduced"]
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_a_signal_at_the_last_step_changes_nothing() -> None:
 def test_a_simulated_crash_calls_no_more_events_of_the_step() -> None:
     events: list[str] = []
     assert Trainer(context(steps=4, crash_at=1), [Recorder(events)]).run() is Ended.ABORTED
-    assert events == ["on_train_begin", "on_step_begin", "on_step_end", "close"]
+    assert events == ["on_train_begin", "on_step_end", "close"]
 
 
 @pytest.mark.parametrize(("error", "heard"), [(RunError("bad"), ["on_failure", "close"]), (ValueError(), ["close"])])
@@ -123,7 +123,7 @@ def test_callbacks_are_called_in_order_and_get_the_sums_of_their_numbers() -> No
     events: list[str] = []
     first, second = Recorder(events, "1 ", [1.5]), Recorder(events, "2 ", [2.0, 3.0])
     Trainer(context(steps=1), [first, second]).run()
-    assert events == [f"{number} {event}" for event in ["on_train_begin", *STEP[:3]] for number in "12"] + [
+    assert events == [f"{number} {event}" for event in ["on_train_begin", *STEP[:2]] for number in "12"] + [
         f"{number} {event}" for event in ["on_reduced", "on_train_end", "close"] for number in "12"
     ]
     assert (first.sums, second.sums) == ([[1.5]], [[2.0, 3.0]])

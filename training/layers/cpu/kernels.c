@@ -123,9 +123,9 @@ INLINE void product_of_one(const float *x, const void *w, const void *bias, void
         for (; i + LANES <= k; i += LANES)
             for (int64_t r = 0; r < STREAMS; r++) sum[r] += get_lanes(rows[r], i, half) * get_lanes(x, i, 0);
         for (int64_t r = 0; r < STREAMS && j + r * apart < n; r++) {
-            float found = total_of(sum[r]);
-            for (int64_t rest = i; rest < k; rest++) found += get(rows[r], rest, half) * x[rest];
-            put(y, j + r * apart, found + (bias ? get(bias, j + r * apart, half) : 0), half);
+            float total = total_of(sum[r]);
+            for (int64_t rest = i; rest < k; rest++) total += get(rows[r], rest, half) * x[rest];
+            put(y, j + r * apart, total + (bias ? get(bias, j + r * apart, half) : 0), half);
         }
     }
 }
@@ -368,7 +368,7 @@ INLINE lanes chosen(bits where, lanes yes, lanes no) { return (lanes)((where & (
 
 // Returns e^x, accurate to one or two units in the last place. Below -87 this is the value at -87; above 88, infinity.
 INLINE lanes exponentials(lanes x) {
-    typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+    typedef int32_t integers __attribute__((vector_size(4 * LANES)));
     static const float taylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
     const float to_whole = 3 << 22;  // adding and subtracting this rounds to an integer
     bits beyond = (bits)(x > 88);
@@ -376,7 +376,7 @@ INLINE lanes exponentials(lanes x) {
     lanes power = (x * 1.44269504f + to_whole) - to_whole;
     lanes rest = x - power * 0.693359375f + power * 2.12194440e-4f, sum = {0};  // ln 2 in two parts
     for (int i = 0; i < 8; i++) sum = sum * rest + taylor[i];
-    lanes out = (lanes)((whole)sum + (__builtin_convertvector(power, whole) << 23));
+    lanes out = (lanes)((integers)sum + (__builtin_convertvector(power, integers) << 23));
     return chosen(beyond, (lanes){0} + INFINITY, out);
 }
 
@@ -484,13 +484,13 @@ void gelu(const void *x, const void *upstream, void *out, int64_t k, int tanh, i
 INLINE void softmax_row(void *row, int64_t target, float *sum, float *loss, int64_t v, int half) {
     lanes high = (lanes){0} - INFINITY, total = {0};
     float largest = -INFINITY, of_target = get(row, target, half);
-    int64_t whole = v - v % LANES;
-    for (int64_t i = 0; i < whole; i += LANES) {
+    int64_t full = v - v % LANES;
+    for (int64_t i = 0; i < full; i += LANES) {
         lanes x = get_lanes(row, i, half);
         high = chosen((bits)(x > high), x, high);
     }
     for (int lane = 0; lane < LANES; lane++) largest = high[lane] > largest ? high[lane] : largest;
-    for (int64_t i = whole; i < v; i++) largest = get(row, i, half) > largest ? get(row, i, half) : largest;
+    for (int64_t i = full; i < v; i++) largest = get(row, i, half) > largest ? get(row, i, half) : largest;
     for (int64_t i = 0; i < v; i += LANES) {
         int64_t count = v - i < LANES ? v - i : LANES;
         lanes e = exponentials(get_some(row, i, count, half) - largest);

@@ -26,7 +26,8 @@ def build_callbacks(context: TrainingContext) -> list[Callback]:
         # Checkpoint before metrics: the callback only copies the state, and a thread writes it. The rest of the step
         # therefore overlaps with the write.
         checkpoint,
-        # Metrics after validation and stability, so that their records for a step precede the step's train record.
+        # Metrics after validation and stability, so that their records for a step precede the step's train record,
+        # except the final validation: its record is written in on_train_end.
         metrics,
         # The hang timer last: it restarts once all other work of a step is done, so its limit covers that work too.
         HangCallback(context),

@@ -27,7 +27,7 @@ class HangCallback(Callback):
     def on_train_begin(self) -> None:
         if self._seconds:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115 - stays open for the whole run
+            self._file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115 - stays open until the run ends
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             self._restart(self._file)
 

@@ -31,7 +31,7 @@ class TensorBoardWriter:
         """
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115 - stays open for the whole run
+        self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115 - stays open until the run ends
         try:
             # SummaryWriter(purge_step=...) marks a restart with the same two records.
             self._add(start, file_version="brain.Event:2")

@@ -92,22 +92,22 @@ def test_experts(precision: str, tokens: int, top: int, experts: int) -> None:
 
 @compiles
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("seen", [[[1]], [[9], [4]], [[3, 4, 5], [9, 10, 11], [1, 2, 3]]])
-def test_latent_attention(precision: str, seen: list[list[int]]) -> None:
+@pytest.mark.parametrize("visible_lengths", [[[1]], [[9], [4]], [[3, 4, 5], [9, 10, 11], [1, 2, 3]]])
+def test_latent_attention(precision: str, visible_lengths: list[list[int]]) -> None:
     dtype, tolerance = DTYPES[precision]
     heads, nope, rope, value, latent = 3, 20, 6, 18, 33
-    seen_BT = torch.tensor(seen)
-    samples, length = seen_BT.shape
+    visible_lengths_BT = torch.tensor(visible_lengths)
+    samples, length = visible_lengths_BT.shape
     q = drawn(samples, heads, length, nope + rope, dtype=dtype)
-    entries = drawn(samples, 30, latent + rope, dtype=dtype, seed=1)[:, : seen_BT.max()]
+    entries = drawn(samples, 30, latent + rope, dtype=dtype, seed=1)[:, : visible_lengths_BT.max()]
     expand = drawn(heads, nope + value, latent, dtype=dtype, seed=2) / 6
-    out = decode.latent_attention(q, entries, expand, seen_BT, 0.3)
+    out = decode.latent_attention(q, entries, expand, visible_lengths_BT, 0.3)
     assert out is not None
     latents, rotated = entries.double().split((latent, rope), dim=-1)
     keys, values = torch.einsum("blc,nec->bnle", latents, expand.double()).split((nope, value), dim=-1)
     keys = torch.cat((keys, rotated[:, None].expand(-1, heads, -1, -1)), dim=-1)
-    hidden = torch.arange(entries.shape[1]) >= seen_BT[:, None, :, None]
-    scores = (q.double() @ keys.transpose(2, 3) * 0.3).masked_fill(hidden, float("-inf"))
+    masked = torch.arange(entries.shape[1]) >= visible_lengths_BT[:, None, :, None]
+    scores = (q.double() @ keys.transpose(2, 3) * 0.3).masked_fill(masked, float("-inf"))
     close(out, (scores.softmax(-1) @ values).transpose(1, 2), 4 * tolerance)
 
 
@@ -142,9 +142,9 @@ def test_unsupported_inputs_return_none() -> None:
     assert decode.experts(x, weights, selected, gate_up, down.to(bf16)) is None
     assert decode.experts(x, weights.to(bf16), selected, gate_up, down) is None
     assert decode.experts(x, weights, selected.int(), gate_up, down) is None
-    entries, seen = torch.randn(1, 5, 10), torch.tensor([[2]])
-    assert decode.latent_attention(x[None, :, None], entries.to(bf16), torch.randn(2, 9, 6), seen, 1) is None
-    assert decode.latent_attention(x[None, :, None], entries[..., ::2], torch.randn(2, 9, 3), seen, 1) is None
+    q, entries, visible_lengths = x[None, :, None], torch.randn(1, 5, 10), torch.tensor([[2]])
+    assert decode.latent_attention(q, entries.to(bf16), torch.randn(2, 9, 6), visible_lengths, 1) is None
+    assert decode.latent_attention(q, entries[..., ::2], torch.randn(2, 9, 3), visible_lengths, 1) is None
     with torch.autocast("cpu", bf16):
         assert decode.linear(x, weight) is None
     with FakeTensorMode() as mode:
@@ -208,15 +208,15 @@ def test_attention_to_cached_heads(precision: str, width: int, window: int | Non
     entries = storage[:, :, :50]
     for tokens in (1, 4):
         q = drawn(2, 3, tokens, width, dtype=dtype, seed=tokens)
-        seen = torch.tensor([[50 - tokens], [20]]) + torch.arange(1, tokens + 1)
-        out = decode.attention(q, entries, seen, 0.3, window, slopes)
+        visible_lengths = torch.tensor([[50 - tokens], [20]]) + torch.arange(1, tokens + 1)
+        out = decode.attention(q, entries, visible_lengths, 0.3, window, slopes)
         k, v = entries.double().chunk(2, dim=-1)
-        ahead = torch.arange(50) - (seen[..., None] - 1)
-        hidden = (ahead > 0) | (ahead <= -(window or 1000))
+        ahead = torch.arange(50) - (visible_lengths[..., None] - 1)
+        masked = (ahead > 0) | (ahead <= -(window or 1000))
         scores = q.double() @ k.transpose(2, 3) * 0.3
         if slopes is not None:
             scores = scores + slopes.double()[:, None, None] * ahead[:, None]
-        expected = scores.masked_fill(hidden[:, None], float("-inf")).softmax(-1) @ v
+        expected = scores.masked_fill(masked[:, None], float("-inf")).softmax(-1) @ v
         close(out, expected.transpose(1, 2), tolerance)
 
 
