@@ -4,28 +4,31 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-
-#: The recipe that ``make`` uses if RECIPE is not set.
-_DEFAULT_RECIPE = "configs/demo.yaml"
-#: Overrides that launchers add when they start processes. Users do not type them.
-_OF_LAUNCHERS = ("launch.kind=", "launch.rendezvous=")
 
 
 def _reads_any(target: str, key: str) -> bool:
     return True
 
 
+_default_recipe = ""
+_of_launchers: Sequence[str] = ()
 _target_reads: Callable[[str, str], bool] = _reads_any
 _added: list[str] = []
 
 
-def install_key_filter(target_reads: Callable[[str, str], bool]) -> None:
-    """Show an override in later hints only if ``target_reads(target, key)`` is true. See ``configs.command``."""
-    global _target_reads
-    _target_reads = target_reads
+def install(default_recipe: str, of_launchers: Sequence[str], target_reads: Callable[[str, str], bool]) -> None:
+    """Set what later hints leave out. See ``configs.command``.
+
+    Args:
+        default_recipe: the recipe that ``make`` uses if RECIPE is not set.
+        of_launchers: keys that launchers set when they start processes. Users do not type them.
+        target_reads: whether a make target, the first argument, reads a key, the second one.
+    """
+    global _default_recipe, _of_launchers, _target_reads
+    _default_recipe, _of_launchers, _target_reads = default_recipe, of_launchers, target_reads
 
 
 def add_override(word: str) -> None:
@@ -43,7 +46,7 @@ def make(target: str, recipe: str | None = None, *more: str) -> str:
     """
     words = ["make", target]
     path = recipe or _recipe()
-    if path and Path(path) != Path(_DEFAULT_RECIPE):
+    if path and Path(path) != Path(_default_recipe):
         words.append(f"RECIPE={_quoted(path)}")
     overrides = [word for word in [*_overrides(), *_added] if _target_reads(target, word.partition("=")[0])]
     if overrides := [*overrides, *more]:
@@ -82,4 +85,4 @@ def _recipe() -> str:
 
 def _overrides() -> list[str]:
     typed = [word for word in sys.argv[1:] if re.match(r"\w+(\.[\w-]+)+=", word)]
-    return [word for word in typed if not word.startswith(_OF_LAUNCHERS)]
+    return [word for word in typed if word.partition("=")[0] not in _of_launchers]

@@ -9,6 +9,7 @@ from typing import Any
 
 from artefacts.errors import RequestError
 
+NAME = "metrics.jsonl"
 #: Kind (``train``, ``validation``) -> its records, sorted by step.
 Metrics = dict[str, list[dict[str, Any]]]
 

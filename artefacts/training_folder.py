@@ -18,6 +18,10 @@ from artefacts.errors import RequestError
 from artefacts.manifest import DamagedError, Manifest, OtherFormatError
 
 IDENTITY = "identity.json"
+#: The subfolder with the checkpoints.
+CHECKPOINTS = "checkpoints"
+#: Prefix of the checkpoints' names, before the step.
+STEP_PREFIX = "step-"
 #: The stages of training. Each is a training folder of the run, a make target and a command that launchers start.
 STAGES = ("pretrain", "finetune")
 #: Environment variable that is set in all jobs of a chain (``launch.slurm.train.chain``) except the first.
@@ -57,8 +61,9 @@ class TrainingRun:
         saved = finished(self.folder)
         if saved is None or saved.key != self.key:
             return None
+        last = self.folder / CHECKPOINTS / saved.details["checkpoint"]
         try:
-            return None if manifest.faults(self.folder / "checkpoints" / saved.details["checkpoint"], False) else saved
+            return None if manifest.faults(last, content=False) else saved
         except RequestError:
             return None
 
@@ -134,7 +139,7 @@ class TrainingRun:
             raise
         if fault and (final := _by_last_checkpoint(self.folder)):
             manifest.write(self.folder, final)
-            lines.append(f"{fault}: restored from checkpoints/{final.details['checkpoint']}")
+            lines.append(f"{fault}: restored from {CHECKPOINTS}/{final.details['checkpoint']}")
         elif fault and path.exists() and has_weights(self.folder):
             path.unlink()
             lines.append(f"{fault}: removed, because the training is not finished")
@@ -155,10 +160,21 @@ def is_requeued() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0") or LATER_IN_CHAIN in os.environ
 
 
+def checkpoint_name(step: int) -> str:
+    """Return the folder name of the checkpoint saved after ``step`` optimizer steps."""
+    return f"{STEP_PREFIX}{step:08d}"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a ``checkpoints/`` folder, in ascending order. Other files are ignored."""
+    numbers = [path.name.removeprefix(STEP_PREFIX) for path in folder.glob(f"{STEP_PREFIX}*")]
+    steps = {int(number) for number in numbers if number.isascii() and number.isdigit()}
+    return sorted(step for step in steps if (folder / checkpoint_name(step)).is_dir())
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """List a training folder's checkpoints, oldest first."""
-    numbered = [path for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
-    return sorted((path for path in numbered if path.is_dir()), key=lambda path: int(path.name[5:]))
+    return [folder / CHECKPOINTS / checkpoint_name(step) for step in saved_steps(folder / CHECKPOINTS)]
 
 
 def has_weights(folder: Path) -> bool:

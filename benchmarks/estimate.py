@@ -27,6 +27,7 @@ from training.estimate import memory
 from training.estimate.topology import topology
 
 RECIPE = Path(__file__).with_name("estimate.yaml")
+#: With an error of this many percent or more, the benchmark fails.
 TARGET = 10.0
 _SECONDS = 600
 
@@ -266,11 +267,7 @@ def table(points: Sequence[Point], device: str) -> str:
         cells += [f"{point.error:+.1f}%"] + ([f"{point.reserved / 1e9:.2f} GB"] if device == "cuda" else [])
         lines.append(f"| {point.name} | " + " | ".join(cells) + " |")
     worst = max(points, key=lambda point: abs(point.error))
-    verdict = "met" if abs(worst.error) < TARGET else "NOT MET"
-    return (
-        "\n".join(lines)
-        + f"\n\nworst error {abs(worst.error):.1f}% ({worst.name}); target under {TARGET:.0f}%: {verdict}"
-    )
+    return "\n".join(lines) + f"\n\nworst error {abs(worst.error):.1f}% ({worst.name})"
 
 
 #: Makes the allocator return freed blocks of 64 kB and more, so that resident memory is memory in use.
@@ -314,7 +311,9 @@ def main() -> int:
     print(text)
     if chosen.out:
         chosen.out.write_text(f"# Estimated and measured memory\n\n{text}", encoding="utf-8")
-    return 0 if not failed and all(abs(point.error) < TARGET for point in points) else 1
+    if wrong := [point.name for point in points if not abs(point.error) < TARGET]:
+        print(f"an error of {TARGET:.0f}% or more: {'; '.join(wrong)}", file=sys.stderr)
+    return 1 if failed or wrong else 0
 
 
 def _more_as_launched(overrides: Sequence[str], point: Point) -> str:

@@ -12,12 +12,11 @@ from benchmarks.paired import Ratio
 
 def table(ratios: list[Ratio]) -> str:
     """Return the ratios as a Markdown table."""
-    lines = ["| what | times faster | spread | target | ours | peer |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| what | times faster | spread | ours | peer |", "| --- | --- | --- | --- | --- |"]
     for ratio in ratios:
-        target = "" if ratio.target is None else f"{ratio.target:g} {'' if ratio.met else '(not met)'}".strip()
         spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
         ours, peers = (f"{value:.3g} {ratio.unit}" for value in (ratio.ours, ratio.peers))
-        lines.append(f"| {ratio.name} | **{ratio.median:.2f}** | {spread} | {target} | {ours} | {peers} |")
+        lines.append(f"| {ratio.name} | **{ratio.median:.2f}** | {spread} | {ours} | {peers} |")
     return "\n".join(lines)
 
 

@@ -6,13 +6,16 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 
-from artefacts import command_hints, signals
+from artefacts import command_hints, differences, signals
 from artefacts.errors import STORAGE_FAULTS, RequestError, StoppedError, StorageError, WorkerKilledError, utf8_fault
-from configs.checks import command_keys
+from configs.checks import changed_keys, command_keys
 from configs.load import load_recipe
 from configs.schema import Recipe
 
-command_hints.install_key_filter(command_keys.target_reads)
+#: The recipe that ``make`` uses if RECIPE is not set, as in the Makefile.
+DEFAULT_RECIPE = "configs/demo.yaml"
+command_hints.install(DEFAULT_RECIPE, command_keys.OF_LAUNCHERS, command_keys.target_reads)
+differences.install(changed_keys.changed_keys, changed_keys.changed_input)
 
 #: Exit statuses that all commands use.
 DONE, FAILED, WRONG_REQUEST, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from configs.schema import Recipe
 
+#: The file in ``evaluation/`` with the results of ``evaluate``.
+EVALUATION = "evaluation.json"
+
 
 @dataclass(frozen=True)
 class RunLayout:

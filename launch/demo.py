@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from artefacts import atomic, manifest
+from artefacts import atomic, manifest, metrics_log
 from artefacts.errors import RequestError
 from artefacts.metrics_log import read_metrics, read_records
+from artefacts.training_folder import has_weights
 from configs import command
 from configs.checks.unread_keys import TARGETS
 from configs.load import load_recipe
-from configs.run_layout import RunLayout
+from configs.run_layout import EVALUATION, RunLayout
 from configs.schema import Recipe
 from training.runs import finetune_run, pretrain_run
 
@@ -72,8 +73,7 @@ class _Stages:
         if run.manifest() is None:
             self.worked = True
             half = self._recipe.train.steps // 2
-            checkpoints = run.folder / "checkpoints"
-            if not (run.begun() and any(checkpoints.glob("step-*"))):
+            if not (run.begun() and has_weights(run.folder)):
                 print(f"\npretrain: save at step {half}, train {_REPEATED} more steps, then crash on purpose")
                 crash = [f"train.save_every={half}", f"train.simulate_crash_at={half + _REPEATED}"]
                 status = self._launch("pretrain", crash)
@@ -117,7 +117,7 @@ class _Stages:
 
 
 def _last_step(folder: Path) -> int:
-    return max((record["step"] for record in read_records(folder / "metrics.jsonl")), default=0)
+    return max((record["step"] for record in read_records(folder / metrics_log.NAME)), default=0)
 
 
 def _stamp(path: Path) -> int | None:
@@ -127,7 +127,7 @@ def _stamp(path: Path) -> int | None:
 def _check_resume(folder: Path) -> None:
     """Record whether the repeated steps had bit-identical losses before the crash and after the resume."""
     losses: dict[int, list[float]] = {}
-    for record in read_records(folder / "metrics.jsonl"):
+    for record in read_records(folder / metrics_log.NAME):
         if record["kind"] == "train":
             losses.setdefault(record["step"], []).append(record["loss"])
     repeated = {step: values for step, values in losses.items() if len(values) > 1}
@@ -139,10 +139,10 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
     """Return the lines of the results table, from the run's manifests and metrics."""
     documents, tokens = manifest.require(layout.documents, "data"), manifest.require(layout.tokens, "data")
     pretrain = manifest.require(layout.pretrain, "pretrain")
-    results = atomic.read_json(layout.evaluation / "evaluation.json")
-    steps = read_metrics(layout.pretrain / "metrics.jsonl").get("train", [])
+    results = atomic.read_json(layout.evaluation / EVALUATION)
+    steps = read_metrics(layout.pretrain / metrics_log.NAME).get("train", [])
     if not steps:
-        raise RequestError(f"{layout.pretrain / 'metrics.jsonl'} has no steps: lower train.log_every")
+        raise RequestError(f"{layout.pretrain / metrics_log.NAME} has no steps: lower train.log_every")
     split, parameters = tokens.counts, pretrain.details["parameters"]
     speed = statistics.median(step["tokens_per_second"] for step in steps)
     scores = {name: row["bits_per_byte"] for name, row in results["baselines"].items()}

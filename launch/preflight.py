@@ -9,7 +9,7 @@ from pathlib import Path
 
 from artefacts.errors import RequestError
 from artefacts.manifest import require_sound
-from artefacts.training_folder import TrainingRun
+from artefacts.training_folder import TrainingRun, checkpoints
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.estimate.device import device_of, has_mps
@@ -117,7 +117,7 @@ def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
     Raises:
         RequestError: there is not even space for a single checkpoint.
     """
-    size, checkpoints = checkpoint_bytes(recipe), run.folder / "checkpoints"
+    size = checkpoint_bytes(recipe)
     free = shutil.disk_usage(_nearest(run.folder)).free
     if free < size:
         raise RequestError(
@@ -128,7 +128,7 @@ def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
     most = train.keep + train.keep_best + 1
     if train.save_every:
         most = min(most, train.steps // train.save_every + 1)
-    missing = (most - len(list(checkpoints.glob("step-*")))) * size
+    missing = (most - len(checkpoints(run.folder))) * size
     if free < missing:
         return [
             f"warning: {run.folder}: the run keeps up to {most} checkpoints of {_gigabytes(size)}, but the disk has "

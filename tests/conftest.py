@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
+import configs.command  # noqa: F401 - messages are worded as in a command
+
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 #: Bytes per process, with the ranks that it starts.
 _MEMORY = 2**31

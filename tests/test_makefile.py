@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.command import DEFAULT_RECIPE
 from tests.support.paths import CHECKOUT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
@@ -24,6 +25,10 @@ def test_help_lists_every_target() -> None:
     text = (CHECKOUT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     (phony,) = [line.split()[1:] for line in text.splitlines() if line.startswith(".PHONY:")]
     assert {*phony} - listed == {"from", "own-python", "own-python-for-tests"}
+
+
+def test_the_default_recipe_is_the_one_that_hints_leave_out() -> None:
+    assert f"(now {DEFAULT_RECIPE})" in make().stdout
 
 
 def test_your_own_environment_without_packages(tmp_path: Path) -> None:

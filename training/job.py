@@ -15,12 +15,11 @@ from artefacts import lock
 from artefacts.errors import RequestError, RunError
 from artefacts.progress import log
 from artefacts.signals import StopRequest
-from artefacts.training_folder import TrainingRun
+from artefacts.training_folder import CHECKPOINTS, TrainingRun, checkpoint_name
 from configs import command
 from configs.load import dump_recipe
 from configs.schema import Recipe
 from configs.schema.train import TrainSection
-from training.checkpoint.index import folder_name
 from training.checkpoint.load import CheckpointRef, Resumption, newest_complete
 from training.checkpoint.retention import Retention
 from training.checkpoint.save import RunIdentity, Saver
@@ -123,7 +122,7 @@ def _joined(recipe: Recipe, job: Job, stop: StopRequest) -> Iterator[_Start]:
         _on_first_rank(ranks, lambda: stack.enter_context(lock.hold(job.run.folder)))
         checkpoint: CheckpointRef | None = None
         if broadcast_value(ranks.first and job.run.begun()):
-            checkpoint = newest_complete(job.run.folder / "checkpoints", ranks)
+            checkpoint = newest_complete(job.run.folder / CHECKPOINTS, ranks)
         resumption = Resumption(checkpoint, identity) if checkpoint else None
         if resumption is None:
             _on_first_rank(ranks, job.check_inputs)
@@ -192,7 +191,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         balancer.load_state_dict(restored["balance"])
     flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length, predicts=train.mtp_loss > 0)
     retention = Retention(train.keep, train.keep_every, train.keep_best)
-    folder = job.run.folder / "checkpoints"
+    folder = job.run.folder / CHECKPOINTS
     return TrainingContext(
         run=job.run,
         train=train,
@@ -243,7 +242,7 @@ def _train(context: TrainingContext) -> int:
             print(f"{run.stage}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)
         return command.FAILED
     if first:
-        checkpoint = run.folder / "checkpoints" / folder_name(train.steps)
+        checkpoint = run.folder / CHECKPOINTS / checkpoint_name(train.steps)
         run.finish(checkpoint)
         print(f"{run.stage}: finished, {train.steps} steps, weights in {checkpoint}", flush=True)
     return command.DONE

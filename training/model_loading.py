@@ -8,7 +8,7 @@ import torch
 
 from artefacts import manifest
 from artefacts.errors import RequestError
-from artefacts.training_folder import has_weights
+from artefacts.training_folder import CHECKPOINTS, has_weights
 from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -81,7 +81,7 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
         stage = section.stage or ("finetune" if has_weights(layout.finetune) else "pretrain")
         if stage == "finetune" and section.stage is None:
             run_weights.check_finetuning(layout)
-        newest = newest_complete(getattr(layout, stage) / "checkpoints")
+        newest = newest_complete(getattr(layout, stage) / CHECKPOINTS)
         if newest is None:
             raise run_weights.none_yet(layout, stage)
         for line in newest.skipped:

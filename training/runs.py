@@ -7,7 +7,7 @@ from artefacts import command_hints, manifest
 from artefacts.differences import first_difference
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_folder import TrainingRun, finished
+from artefacts.training_folder import CHECKPOINTS, TrainingRun, finished
 from configs.checks.run_weights import BACKBONE
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -172,4 +172,4 @@ def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
 def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:
     """Return a training folder's last checkpoint and its fingerprint, or None if training is not finished."""
     saved = finished(folder)
-    return (folder / "checkpoints" / saved.details["checkpoint"], saved.details["weights"]) if saved else None
+    return (folder / CHECKPOINTS / saved.details["checkpoint"], saved.details["weights"]) if saved else None

@@ -143,9 +143,7 @@ def main(arguments: list[str]) -> int:
     rows = measure(_QUICK if chosen.quick else _SIZES)
     worst = max(rows, key=lambda row: row["peak_mb"])
     met = worst["peak_mb"] <= _LIMIT_MB
-    verdict = (
-        f"Worst peak {worst['peak_mb']} MB ({worst['command']}), target {_LIMIT_MB} MB: {'met' if met else 'NOT MET'}"
-    )
+    verdict = f"Worst peak {worst['peak_mb']} MB ({worst['command']}), {'within' if met else 'ABOVE'} {_LIMIT_MB} MB"
     text = f"{table(rows)}\n\n{verdict}\n\n{machine()}\n"
     print(text)
     if chosen.out:

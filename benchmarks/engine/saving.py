@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from artefacts.training_folder import CHECKPOINTS, checkpoint_name
 from benchmarks.engine.setup import SameTokens, Setup, setup, synchronize
 from benchmarks.paired import Ratio, compare, seconds
-from training.checkpoint.index import folder_name
 from training.checkpoint.retention import Retention
 from training.checkpoint.save import RunIdentity, Saver
 from training.engine.partitions import partitions
@@ -39,7 +39,7 @@ def _saving(size: str, precision: str, stage: int, rounds: int) -> list[Ratio]:
     pinned = parts.ranks.device.type == "cuda"
     host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned) for tensor in state]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "checkpoints"
+        folder = Path(name) / CHECKPOINTS
         saver = Saver(
             partitions(parts.engine), folder, RunIdentity({}, {}, {}, {"ranks": 1}), parts.ranks, Retention(1)
         )
@@ -69,7 +69,7 @@ def _saving(size: str, precision: str, stage: int, rounds: int) -> list[Ratio]:
             1 / 1.5,
             rounds,
         )
-        size_on_disk = sum(path.stat().st_size for path in (folder / folder_name(number)).iterdir())
+        size_on_disk = sum(path.stat().st_size for path in (folder / checkpoint_name(number)).iterdir())
         median = sorted(written)[len(written) // 2]
     smaller = held / size_on_disk
     print(

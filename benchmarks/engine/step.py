@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artefacts.signals import StopRequest
-from artefacts.training_folder import TrainingRun
+from artefacts.training_folder import CHECKPOINTS, TrainingRun
 from benchmarks.engine.setup import LENGTH, LENGTHS, SAMPLES, SameTokens, Setup, setup, synchronize
 from benchmarks.paired import Ratio, compare, seconds
 from training.checkpoint.retention import Retention
@@ -79,7 +79,7 @@ def _context(parts: Setup, data: Prefetched, folder: Path) -> TrainingContext:
         data=data,
         validation=[],
         balancer=Balancer(parts.engine.module, parts.train.router_bias_update_rate),
-        saver=Saver(partitions(parts.engine), folder / "checkpoints", identity, parts.ranks, Retention(1)),
+        saver=Saver(partitions(parts.engine), folder / CHECKPOINTS, identity, parts.ranks, Retention(1)),
         stop=StopRequest(),
         global_batch=SAMPLES,
         flops_per_token=1e6,

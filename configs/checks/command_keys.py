@@ -25,6 +25,8 @@ READS: dict[str, tuple[str, ...]] = {
     "estimate": _SHAPE,
     "inspect": (*_SHAPE, "data.root"),
 }
+#: Keys that launchers set when they start processes.
+OF_LAUNCHERS = ("launch.kind", "launch.rendezvous")
 #: Make targets that run several commands.
 _TARGET_READS = dict.fromkeys(("pretrain", "finetune", "import", "examples"), _MAKE_DATA)
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from artefacts import command_hints, manifest
-from artefacts.differences import changed_keys
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
+from configs.checks.changed_keys import changed_keys
 from configs.checks.command_keys import READS, is_read, keys_of_target
 from configs.identities import documents_identity, tokenizer_identity, tokens_identity
 from configs.run_layout import RunLayout

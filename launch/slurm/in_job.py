@@ -15,7 +15,7 @@ from types import FrameType
 
 from artefacts import lock
 from artefacts.errors import RequestError
-from artefacts.training_folder import LATER_IN_CHAIN, TrainingRun, checkpoints
+from artefacts.training_folder import CHECKPOINTS, LATER_IN_CHAIN, TrainingRun, saved_steps
 from configs import command
 from configs.load import load_recipe
 from configs.run_layout import RunLayout
@@ -124,7 +124,7 @@ def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], node
 
 def newest_step(run: TrainingRun) -> int:
     """Return the newest checkpoint's step, or 0 if there is none."""
-    return max((int(path.name[5:]) for path in checkpoints(run.folder)), default=0)
+    return max(saved_steps(run.folder / CHECKPOINTS), default=0)
 
 
 def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:

@@ -8,7 +8,15 @@ from artefacts import command_hints, fingerprint, manifest, repair_hints
 from artefacts.differences import explained
 from artefacts.errors import RequestError
 from artefacts.pages.formats import compact
-from artefacts.training_folder import IDENTITY, STAGES, checkpoints, finished, has_weights, read_identity_file
+from artefacts.training_folder import (
+    CHECKPOINTS,
+    IDENTITY,
+    STAGES,
+    checkpoints,
+    finished,
+    has_weights,
+    read_identity_file,
+)
 from configs.checks import run_weights
 from configs.identities import documents_identity
 from configs.run_layout import RunLayout
@@ -118,10 +126,7 @@ def _check_training(name: str, layout: RunLayout, recipe_path: str, intact: list
     except RequestError as error:
         faults.append(str(error))
         return
-    if (
-        published is not None
-        and not (last := folder / "checkpoints" / str(published.details.get("checkpoint"))).is_dir()
-    ):
+    if published is not None and not (last := folder / CHECKPOINTS / str(published.details.get("checkpoint"))).is_dir():
         faults.append(f"{last}: missing; repair: `{again}`, which resumes from the newest checkpoint")
 
 

@@ -7,7 +7,15 @@ import pytest
 
 from artefacts import manifest
 from artefacts.errors import RequestError
-from artefacts.training_folder import IDENTITY, LATER_IN_CHAIN, finished, read_identity
+from artefacts.training_folder import (
+    IDENTITY,
+    LATER_IN_CHAIN,
+    checkpoints,
+    finished,
+    has_weights,
+    read_identity,
+    saved_steps,
+)
 from configs.run_layout import RunLayout
 from tests.support.training_runs import begun, saved
 
@@ -131,6 +139,16 @@ def test_weights_without_an_identity_are_kept(tmp_path) -> None:
     (run.folder / IDENTITY).unlink()
     with pytest.raises(RequestError, match="the checkpoints' manifests cannot be read"):
         run.open("recipe", replace=False)
+
+
+def test_only_folders_named_after_a_step_are_checkpoints(tmp_path) -> None:
+    run = begun(tmp_path)
+    newest, oldest = saved(run, 20), saved(run, 3)
+    for name in ("step-", "step-²", "step-٣", "step-last", ".step-00000004.partial", "other"):
+        (run.folder / "checkpoints" / name).mkdir()
+    (run.folder / "checkpoints" / "step-00000007").touch()
+    assert saved_steps(run.folder / "checkpoints") == [3, 20] and checkpoints(run.folder) == [oldest, newest]
+    assert saved_steps(tmp_path / "none") == [] and not has_weights(tmp_path)
 
 
 def test_a_run_follows_a_symlinked_folder(tmp_path) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from artefacts.manifest import DamagedError, Manifest
+from artefacts.training_folder import checkpoint_name
 from training.checkpoint import tensor_file
 from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
 
@@ -27,21 +28,9 @@ def fault_of_format(saved: Manifest) -> str:
     return f"saved in format {saved_format} by another version of Millrace, this one reads {FORMAT}"
 
 
-def folder_name(step: int) -> str:
-    """Return the folder name of the checkpoint saved after ``step`` optimizer steps."""
-    return f"step-{step:08d}"
-
-
 def partial_folder_name(step: int) -> str:
     """Return the name of the folder for a checkpoint that is still being written."""
-    return f".{folder_name(step)}.partial"
-
-
-def saved_steps(checkpoints: Path) -> list[int]:
-    """Return the steps of the checkpoints in a folder, in ascending order. Other files and folders are ignored."""
-    numbers = [path.name.removeprefix("step-") for path in checkpoints.glob("step-*")]
-    steps = {int(number) for number in numbers if number.isascii() and number.isdigit()}
-    return sorted(step for step in steps if (checkpoints / folder_name(step)).is_dir())
+    return f".{checkpoint_name(step)}.partial"
 
 
 def rank_file(rank: int) -> str:

@@ -11,7 +11,8 @@ from artefacts import manifest
 from artefacts.differences import first_difference
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from training.checkpoint.index import Contents, Parameter, fault_of_format, folder_name, saved_steps
+from artefacts.training_folder import checkpoint_name, saved_steps
+from training.checkpoint.index import Contents, Parameter, fault_of_format
 from training.checkpoint.save import RunIdentity
 from training.checkpoint.snapshot import MASTER
 from training.distributed.ranks import Ranks, broadcast_value
@@ -43,7 +44,7 @@ def newest_complete(checkpoints: Path, ranks: Ranks | None = None) -> Checkpoint
     Raises:
         RequestError: there are checkpoints but none can be read. Only the user may decide to start over.
     """
-    names = [folder_name(step) for step in reversed(saved_steps(checkpoints))]
+    names = [checkpoint_name(step) for step in reversed(saved_steps(checkpoints))]
     skipped: list[str] = []
     for name in names if ranks is None else broadcast_value(names):
         saved, faults = _examine(checkpoints / name, ranks)

@@ -21,8 +21,9 @@ from artefacts import atomic, manifest
 from artefacts.errors import RequestError, RunError
 from artefacts.manifest import Manifest
 from artefacts.progress import warn
+from artefacts.training_folder import STEP_PREFIX, checkpoint_name, saved_steps
 from training.checkpoint import tensor_file
-from training.checkpoint.index import FORMAT, folder_name, partial_folder_name, rank_file, saved_steps
+from training.checkpoint.index import FORMAT, partial_folder_name, rank_file
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import Snapshot
 from training.distributed.ranks import Ranks, broadcast_value, sum_over_ranks
@@ -94,7 +95,7 @@ class Saver:
         self._publishing: Future[None] | None = None
         self._failure = ""
         if ranks.first:
-            for torn in folder.glob(".step-*"):
+            for torn in folder.glob(f".{STEP_PREFIX}*"):
                 shutil.rmtree(torn)
         dist.barrier()
 
@@ -189,7 +190,9 @@ class Saver:
 
     def _drop(self, step: int, failure: str) -> None:
         self._failure = failure
-        newest = "no checkpoint is on disk" if self._newest is None else f"the newest is {folder_name(self._newest)}"
+        newest = (
+            "no checkpoint is on disk" if self._newest is None else f"the newest is {checkpoint_name(self._newest)}"
+        )
         warn(
             f"the checkpoint at step {step} could not be written ({failure}) and was dropped; training continues, "
             f"{newest}"
@@ -214,7 +217,7 @@ class Saver:
 
     def _rename(self, pending: _Pending, files: dict[str, dict[str, Any]]) -> None:
         """Write the manifest, move unreadable later checkpoints aside, and give the folder its final name."""
-        partial, target = self._partial(pending.step), self._folder / folder_name(pending.step)
+        partial, target = self._partial(pending.step), self._folder / checkpoint_name(pending.step)
         manifest.write(
             partial,
             Manifest(
@@ -229,21 +232,21 @@ class Saver:
         )
         for step in saved_steps(self._folder):
             if self._newest is None or step > self._newest:
-                aside = atomic.move_aside(self._folder / folder_name(step))
-                warn(f"{folder_name(step)}, which was skipped, is now {aside}")
+                aside = atomic.move_aside(self._folder / checkpoint_name(step))
+                warn(f"{checkpoint_name(step)}, which was skipped, is now {aside}")
         atomic.rename_folder(partial, target)
         self._newest = pending.step
 
     def _delete_superseded(self) -> None:
-        losses = {step: _validation_loss(self._folder / folder_name(step)) for step in saved_steps(self._folder)}
+        losses = {step: _validation_loss(self._folder / checkpoint_name(step)) for step in saved_steps(self._folder)}
         for step in superseded(losses, self._retention):
-            doomed = self._folder / f".{folder_name(step)}.superseded"
+            doomed = self._folder / f".{checkpoint_name(step)}.superseded"
             try:
                 # Rename first, so that a kill during deletion does not leave a damaged checkpoint.
-                os.rename(self._folder / folder_name(step), doomed)
+                os.rename(self._folder / checkpoint_name(step), doomed)
                 shutil.rmtree(doomed)
             except OSError as error:
-                warn(f"{folder_name(step)} is superseded but could not be removed ({_describe(error)})")
+                warn(f"{checkpoint_name(step)} is superseded but could not be removed ({_describe(error)})")
 
 
 def manifest_details(identity: RunIdentity, state: dict[str, Any]) -> dict[str, Any]:

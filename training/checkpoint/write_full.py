@@ -8,8 +8,9 @@ import torch
 
 from artefacts import atomic, manifest
 from artefacts.manifest import Manifest
+from artefacts.training_folder import checkpoint_name
 from training.checkpoint import tensor_file
-from training.checkpoint.index import folder_name, partial_folder_name, rank_file
+from training.checkpoint.index import partial_folder_name, rank_file
 from training.checkpoint.save import RunIdentity, manifest_details
 from training.checkpoint.snapshot import BUFFER, MASTER
 
@@ -20,7 +21,7 @@ def write_full(checkpoints: Path, model: torch.nn.Module, identity: RunIdentity)
 
     It contains no optimizer or RNG states, which are needed only to resume.
     """
-    partial, target = checkpoints / partial_folder_name(0), checkpoints / folder_name(0)
+    partial, target = checkpoints / partial_folder_name(0), checkpoints / checkpoint_name(0)
     partial.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     table: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from artefacts.errors import RequestError
 from configs import command
+from configs.schema import Recipe
 
 #: Subcommands of ``evaluate``, with their descriptions.
 EVALUATIONS = {
@@ -115,6 +116,12 @@ def _read_prompt(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise RequestError(f"--prompt-file {source} is not UTF-8 (byte {error.start})") from None
     return text.removesuffix("\n")
+
+
+def require_prompt(recipe: Recipe) -> None:
+    """Raise ``RequestError`` if ``generate.prompt`` is empty."""
+    if not recipe.generate.prompt:
+        raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
 
 
 def _validate_inspect(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:

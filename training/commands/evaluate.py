@@ -10,7 +10,7 @@ from artefacts.stage import open_stage
 from artefacts.training_folder import has_weights
 from configs import command
 from configs.checks import run_weights
-from configs.run_layout import RunLayout
+from configs.run_layout import EVALUATION, RunLayout
 from configs.schema import Recipe
 from training.runs import finished_checkpoint
 
@@ -42,9 +42,9 @@ def evaluate(recipe: Recipe) -> int:
             results = evaluate_run(
                 recipe, layout, tokens.counts["validation"], pretrained[0], finetuned and finetuned[0]
             )
-            atomic.write_json(stage.work / "evaluation.json", results)
+            atomic.write_json(stage.work / EVALUATION, results)
             stage.publish(counts={}, versions=manifest.versions("torch", "zstandard"))
-    _print(atomic.read_json(layout.evaluation / "evaluation.json"))
+    _print(atomic.read_json(layout.evaluation / EVALUATION))
     return command.DONE
 
 
@@ -63,9 +63,9 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
             from training.evaluate.tasks import evaluate_task
 
             results = evaluate_task(recipe, layout, pretrained[0])
-            atomic.write_json(stage.work / "evaluation.json", results)
+            atomic.write_json(stage.work / EVALUATION, results)
             stage.publish(counts={}, versions=manifest.versions("torch"))
-    print("\n".join(_task_lines(atomic.read_json(layout.evaluation / "evaluation.json")["task"])))
+    print("\n".join(_task_lines(atomic.read_json(layout.evaluation / EVALUATION)["task"])))
     return command.DONE
 
 

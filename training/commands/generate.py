@@ -5,6 +5,7 @@ from configs import command
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer.registry import load_tokenizer
+from training.commands import arguments
 from training.inference.answer import answer
 from training.inference.completion import complete, completions
 from training.inference.trace import Step, lines
@@ -18,8 +19,7 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
     tokens follows.
     """
     layout, section = RunLayout.of(recipe), recipe.generate
-    if not section.prompt:
-        raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
+    arguments.require_prompt(recipe)
     if trace and section.speculative:
         raise RequestError("generate --trace needs plain generation: remove generate.speculative")
     if trace and section.samples > 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 from artefacts import atomic, command_hints, fingerprint, lock
 from artefacts.errors import RequestError
-from artefacts.training_folder import has_weights
+from artefacts.training_folder import CHECKPOINTS, has_weights
 from configs.command import DONE
 from configs.load import as_override, dump_recipe
 from configs.run_layout import RunLayout
@@ -76,7 +76,7 @@ def import_model(recipe: Recipe, folder: Path) -> int:
                 "imported": files,
             },
         )
-        checkpoint, _ = write_full(run.folder / "checkpoints", model, identity)
+        checkpoint, _ = write_full(run.folder / CHECKPOINTS, model, identity)
         run.finish(checkpoint)
     print(f"import: {counts.total:,} parameters from {folder} are now in {checkpoint}; nothing was trained")
     for line in prediction.report(config, recipe.model):

@@ -10,6 +10,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tokenizer.base import Tokenizer
 from tokenizer.registry import load_tokenizer
+from training.commands import arguments
 from training.inference.completion import prompt_and_limits
 from training.inference.generate import Limits
 from training.inference.sampling import Sampling
@@ -51,8 +52,7 @@ def evaluate_temperature(recipe: Recipe) -> int:
     if model_section.task != "language_modeling":
         family: Any = model_section
         raise RequestError(f"model.family={family.family} does not complete prompts: there is nothing to sample")
-    if not section.prompt:
-        raise RequestError("generate.prompt is empty: pass one, such as generate.prompt='Return the'")
+    arguments.require_prompt(recipe)
     checkpoint = wanted_checkpoint(recipe, layout)
     model = load_model(recipe, checkpoint, best_device(recipe))
     tokenizer = load_tokenizer(layout.tokenizer)

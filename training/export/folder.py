@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from artefacts import atomic
+from artefacts import atomic, manifest
 from tokenizer import released
 from tokenizer.base import JSON_NAME, MODEL_NAME, Tokenizer
 from tokenizer.huggingface import CONFIG_NAME
@@ -82,7 +82,7 @@ def write_tokenizer(folder: Path, source: Path, tokenizer: Tokenizer) -> None:
     """
     if (source / JSON_NAME).exists():
         for path in sorted(source.glob("*.json")):
-            if path.name != "manifest.json":
+            if path.name != manifest.NAME:
                 atomic.write_bytes(folder / path.name, path.read_bytes())
     else:
         atomic.write_text(folder / JSON_NAME, released.tokenizer_json(tokenizer))

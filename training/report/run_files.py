@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artefacts import command_hints, repair_hints
+from artefacts import command_hints, metrics_log, repair_hints
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.metrics_log import Metrics, read_metrics
 from artefacts.training_folder import finished
 from configs.load import dump_recipe
-from configs.run_layout import RunLayout
+from configs.run_layout import EVALUATION, RunLayout
 from configs.schema import Recipe
 
 
@@ -66,14 +66,14 @@ def read_run(recipe: Recipe) -> RunFiles:
     if on_examples:
         # Any token shards here belong to a different model that was trained in this folder earlier.
         manifests.pop(layout.tokens.name)
-    evaluation = _read_evaluation(layout.evaluation / "evaluation.json")
+    evaluation = _read_evaluation(layout.evaluation / EVALUATION)
     run = RunFiles(
         name=recipe.run.name,
         data={name: saved for name, saved in manifests.items() if saved is not None},
         pretrain=finished(layout.pretrain),
         finetune=finished(layout.finetune),
-        pretrain_metrics=read_metrics(layout.pretrain / "metrics.jsonl"),
-        finetune_metrics=read_metrics(layout.finetune / "metrics.jsonl"),
+        pretrain_metrics=read_metrics(layout.pretrain / metrics_log.NAME),
+        finetune_metrics=read_metrics(layout.finetune / metrics_log.NAME),
         evaluation=evaluation if ("task" in evaluation) == on_examples else {},
         recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
         wants_finetune=recipe.finetune is not None,

@@ -13,15 +13,13 @@ import orjson
 import torch
 from tqdm import tqdm
 
+from artefacts import metrics_log
 from artefacts.memory import peak_resident_bytes
 from artefacts.metrics_log import LineWriter
 from artefacts.progress import bar
 from training.trainer.callback import Callback, StepResult
 from training.trainer.callbacks.resilient_writer import ResilientWriter
 from training.trainer.context import TrainingContext
-
-FILE = "metrics.jsonl"
-
 
 #: Steps between TensorBoard values per router, and per expert. They are logged less often than other values because
 #: TensorBoard computes its checksums in Python, and because a large model has thousands of per-expert curves.
@@ -41,7 +39,7 @@ class MetricsCallback(Callback):
         from training.trainer.callbacks.tensorboard import TensorBoardWriter
 
         run, start = self._context.run, self._context.start_step
-        self._lines = ResilientWriter(FILE, lambda step: LineWriter(run.folder / FILE))
+        self._lines = ResilientWriter(metrics_log.NAME, lambda step: LineWriter(run.folder / metrics_log.NAME))
         self._curves = ResilientWriter("tensorboard/", lambda step: TensorBoardWriter(run.folder / "tensorboard", step))
         self._lines.open(start + 1)
         self._curves.open(start + 1)
