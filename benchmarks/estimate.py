@@ -24,7 +24,7 @@ from artefacts.checkout import CHECKOUT
 from configs.load import load_recipe
 from configs.schema import Recipe
 from training.estimate import memory
-from training.estimate.topology import topology
+from training.estimate.topology import topology_of
 
 RECIPE = Path(__file__).with_name("estimate.yaml")
 #: With an error of this many percent or more, the benchmark fails.
@@ -146,7 +146,7 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
         RuntimeError: the training failed; the message has the end of its output.
     """
     recipe = load_recipe(RECIPE, list(overrides))
-    place = topology(recipe, device, recipe.micro_batch)
+    topology = topology_of(recipe, device, recipe.micro_batch)
     estimated = memory(recipe, device)
     state_parts = ("weights", "master weights", "gradients", "optimizer state")
     state = recipe.ranks * sum(estimated.parts[part] for part in state_parts)
@@ -160,7 +160,7 @@ def measure(overrides: Sequence[str], device: Literal["cpu", "cuda"], environmen
     extra = [
         text
         for text, applies in (
-            ("accumulated", place.accumulates),
+            ("accumulated", topology.accumulates),
             ("saving", train.save_every),
             (train.optimizer.name, train.optimizer.name != "adamw"),
             ("offloaded", train.offload_optimizer != "none"),

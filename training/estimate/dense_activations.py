@@ -14,7 +14,7 @@ from training.estimate.topology import Topology
 
 
 def layers(
-    recipe: Recipe, model: ModelSection, place: Topology, micro_batch: int, mode: str
+    recipe: Recipe, model: ModelSection, topology: Topology, micro_batch: int, mode: str
 ) -> tuple[list[Layer], int | None, float]:
     """Estimate the memory of every layer under an activation checkpointing mode.
 
@@ -27,12 +27,14 @@ def layers(
         return [], None, tokens * 8.0
     looks_ahead = model.task != "language_modeling"
     separate = recipe.train.mask_documents
-    stack = [_layer(model, place, micro_batch, length, mode, looks_ahead, separate=separate)] * model.num_hidden_layers
-    row = tokens * model.hidden_size * place.width
+    stack = [
+        _layer(model, topology, micro_batch, length, mode, looks_ahead, separate=separate)
+    ] * model.num_hidden_layers
+    row = tokens * model.hidden_size * topology.width
     # The final norm's input (post-norm stacks have none) and, with dropout, the embedding's dropout mask.
     other = (row if getattr(model, "norm_first", True) else 0) + (row if model.dropout else 0) + tokens * 16.0
     if isinstance(model, EncoderDecoderSection):
-        stack = stack + [_layer(model, place, micro_batch, length, mode, False, True)] * model.depth_of_decoder
+        stack = stack + [_layer(model, topology, micro_batch, length, mode, False, True)] * model.depth_of_decoder
         # The encoder's output, which is passed to every decoder layer.
         other += other + row / model.cross_downsample
     return stack, model.hidden_size, other
@@ -40,7 +42,7 @@ def layers(
 
 def _layer(
     model: TransformerSection,
-    place: Topology,
+    topology: Topology,
     micro_batch: int,
     length: int,
     mode: str,
@@ -49,17 +51,17 @@ def _layer(
     separate: bool = False,
 ) -> Layer:
     tokens = micro_batch * length
-    row = tokens * model.hidden_size * place.width
+    row = tokens * model.hidden_size * topology.width
     dropped = row if model.dropout else 0
     # The residual stream and its norm; queries, keys and values; the attention result; the dropout mask.
     ahead = length if looks_ahead else None
-    attention = 6 * row + dropped + _weights(model, place, micro_batch, length, ahead, separate=separate)
+    attention = 6 * row + dropped + _weights(model, topology, micro_batch, length, ahead, separate=separate)
     if cross:
         kept = -(-length // model.cross_downsample) if isinstance(model, EncoderDecoderSection) else length
-        encoded = micro_batch * kept * model.hidden_size * place.width
-        attention += 4 * row + dropped + 2 * encoded + _weights(model, place, micro_batch, length, kept, full=True)
-    columns = {"relu": 1, "gelu": 2, "gelu_new": 2, "swiglu": 3 if place.device == "cpu" else 4}[model.activation]
-    wide = tokens * model.width * place.width
+        encoded = micro_batch * kept * model.hidden_size * topology.width
+        attention += 4 * row + dropped + 2 * encoded + _weights(model, topology, micro_batch, length, kept, full=True)
+    columns = {"relu": 1, "gelu": 2, "gelu_new": 2, "swiglu": 3 if topology.device == "cpu" else 4}[model.activation]
+    wide = tokens * model.width * topology.width
     feed = 2 * row + dropped + columns * wide
     total = attention + feed
     if mode == "none":
@@ -72,7 +74,7 @@ def _layer(
 
 def _weights(
     model: TransformerSection,
-    place: Topology,
+    topology: Topology,
     micro_batch: int,
     length: int,
     keys: int | None,
@@ -84,15 +86,15 @@ def _weights(
     If ``full``, the window does not apply. If ``separate``, tokens attend only within their own document.
     """
     window = None if full else model.window
-    if place.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
+    if topology.device == "cuda" or (window is None and length > LONGEST_BLOCKED):
         kept = micro_batch * length * model.num_attention_heads * 4.0
         sloped = model.positions == "alibi" and not full
         blocks = window is not None or separate
         if (sloped and not blocks) or (model.dropout and (sloped or blocks)):
             # A mask over all pairs of positions: per head if slopes differ, per sample if samples differ.
             masks = (model.num_attention_heads if sloped else 1) * (micro_batch if keys is not None or separate else 1)
-            kept += masks * length * (keys or length) * place.width
+            kept += masks * length * (keys or length) * topology.width
         return kept
     count = micro_batch * model.num_attention_heads * block_weights(length, keys, window)
     # Dropout saves a mask of one byte per weight.
-    return count * (place.width + (1.0 if model.dropout else 0.0))
+    return count * (topology.width + (1.0 if model.dropout else 0.0))

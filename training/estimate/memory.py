@@ -11,7 +11,7 @@ from configs.schema.models.deepseek import DeepseekSection
 from training.estimate.activations import Activations, activations
 from training.estimate.device import Kind
 from training.estimate.parameters import parameters
-from training.estimate.topology import Topology, topology
+from training.estimate.topology import Topology, topology_of
 
 #: Number of fp32 states that an optimizer keeps per parameter. Muon updates tables as AdamW does.
 _STATES = {"adamw": 2, "adam": 2, "sgd": 1, "muon": 1}
@@ -54,32 +54,32 @@ def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: s
     if device == "mps":
         return _unified(memory(recipe, "cuda", micro_batch, mode))
     samples = micro_batch or recipe.micro_batch
-    place = topology(recipe, device, samples)
+    topology = topology_of(recipe, device, samples)
     chosen = mode or recipe.train.activation_checkpointing
-    modes = {name: activations(recipe, place, samples, name) for name in ("none", "selective", "full")}
+    modes = {name: activations(recipe, topology, samples, name) for name in ("none", "selective", "full")}
     kept = modes[chosen]
-    weights, master, grads, states = _state(recipe, place)
+    weights, master, grads, states = _state(recipe, topology)
     # Parameters that no other rank has a copy of are not partitioned, so they need no gathering.
-    gathered = min(sum(place.replicated), place.live) * place.width if place.stage == 3 else 0.0
-    libraries = _libraries(recipe, place, samples)
-    away = master + states if place.offloaded else 0.0
+    gathered = min(sum(topology.replicated), topology.live) * topology.width if topology.stage == 3 else 0.0
+    libraries = _libraries(recipe, topology, samples)
+    away = master + states if topology.offloaded else 0.0
     base = weights + master + states + libraries + gathered - away
-    passes, buffers = _passes(place, kept, grads)
+    passes, buffers = _passes(topology, kept, grads)
     # The copy for a checkpoint holds master weights and optimizer state (training/checkpoint/snapshot.py).
-    copy = (master or 4 * place.share) + states
-    if place.stage == 0:
+    copy = (master or 4 * topology.share) + states
+    if topology.stage == 0:
         copy /= max(1, recipe.ranks)
-    reduction = _reduction(place, grads)
+    reduction = _reduction(topology, grads)
     phases = {
-        "start": _start(place),
+        "start": _start(topology),
         "forward and backward": base + passes,
         "reduction": base + reduction,
-        "step": base + grads + place.share * 2.0,
+        "step": base + grads + topology.share * 2.0,
     }
     if device == "cpu" and recipe.train.save_every:
         phases["saving"] = base + passes + copy  # the copy's memory is reused for the next checkpoint
     elif device == "cpu" and recipe.train.simulate_crash_at is None:
-        phases["saving"] = base + copy + _kept_grads(place, grads)
+        phases["saving"] = base + copy + _kept_grads(topology, grads)
     parts = {
         "weights": weights,
         "gathered weights": gathered,
@@ -92,9 +92,9 @@ def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: s
         "libraries": libraries,
     }
     totals = {name: activation.kept for name, activation in modes.items()}
-    if place.offloaded and place.stage > 1:
-        away += 4.0 * place.share  # gradients move to the host as they are computed
-    host = max(_building(place), away + copy) if device == "cuda" else 0.0
+    if topology.offloaded and topology.stage > 1:
+        away += 4.0 * topology.share  # gradients move to the host as they are computed
+    host = max(_building(topology), away + copy) if device == "cuda" else 0.0
     return Memory(parts, phases, host, totals)
 
 
@@ -118,22 +118,22 @@ def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
     return states
 
 
-def _state(recipe: Recipe, place: Topology) -> tuple[float, float, float, float]:
+def _state(recipe: Recipe, topology: Topology) -> tuple[float, float, float, float]:
     """Return the sizes in bytes of compute weights, fp32 master weights, gradient sums, and optimizer state."""
-    sharded = place.stage == 3
-    weights = (place.share if sharded else place.local) * float(place.width)
+    sharded = topology.stage == 3
+    weights = (topology.share if sharded else topology.local) * float(topology.width)
     # Stages 1 to 3 keep a flat fp32 copy of a rank's partition even if the compute dtype is fp32.
-    master = 4.0 * place.share if place.stage else 0.0
-    states = _optimizer_states(recipe, place.share, recipe.ranks if place.stage else 1)
+    master = 4.0 * topology.share if topology.stage else 0.0
+    states = _optimizer_states(recipe, topology.share, recipe.ranks if topology.stage else 1)
     # At stage 1, DeepSpeed's bf16 optimizer keeps both the gradients of the backward pass and their fp32 sums.
-    full = place.local * (4.0 + (place.width if place.flat_sums else 0))
-    grads = full if place.stage < 2 else 0.0 if place.offloaded else 4.0 * place.share
+    full = topology.local * (4.0 + (topology.width if topology.flat_sums else 0))
+    grads = full if topology.stage < 2 else 0.0 if topology.offloaded else 4.0 * topology.share
     return weights, master, grads, states
 
 
-def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
-    if place.device == "cuda" or not (place.half and place.experts):
-        return float(_LIBRARIES[place.device])
+def _libraries(recipe: Recipe, topology: Topology, micro_batch: int) -> float:
+    if topology.device == "cuda" or not (topology.half and topology.experts):
+        return float(_LIBRARIES[topology.device])
     model = recipe.model.backbone_section
     assert isinstance(model, DeepseekSection)
     slots = micro_batch * recipe.train.context_length * model.num_experts_per_tok
@@ -141,46 +141,46 @@ def _libraries(recipe: Recipe, place: Topology, micro_batch: int) -> float:
     return _LIBRARIES["cpu"] + min(_MAX_COMPILED, _COMPILED * rows**0.5)
 
 
-def _kept_grads(place: Topology, grads: float) -> float:
+def _kept_grads(topology: Topology, grads: float) -> float:
     """Return the size in bytes of the gradients kept after a step: fp32 sums at stage 3, or flat sums at stage 1."""
-    if place.flat_sums:
-        return 4.0 * place.local
-    return grads if place.stage == 3 else 0.0
+    if topology.flat_sums:
+        return 4.0 * topology.local
+    return grads if topology.stage == 3 else 0.0
 
 
-def _start(place: Topology) -> float:
+def _start(topology: Topology) -> float:
     """Return the peak memory during model construction, in bytes.
 
     The model arrives on the GPU in the compute dtype and, even at stage 3, unsharded.
     """
-    if place.device == "cpu":
-        return _building(place)
-    return place.width * (place.local + (place.share if place.stage == 3 else 0.0))
+    if topology.device == "cpu":
+        return _building(topology)
+    return topology.width * (topology.local + (topology.share if topology.stage == 3 else 0.0))
 
 
-def _building(place: Topology) -> float:
+def _building(topology: Topology) -> float:
     """Return the size in bytes of the fp32 model during construction, including only this rank's experts.
 
     AutoEP copies these experts, one layer at a time, before it frees them. The experts of other ranks are never written
     (training/job.py), and unwritten pages take up no memory.
     """
-    layer = place.local_experts / max(1, place.expert_layers)
-    return 4.0 * (place.local + place.local_experts + layer)
+    layer = topology.local_experts / max(1, topology.expert_layers)
+    return 4.0 * (topology.local + topology.local_experts + layer)
 
 
-def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, float]:
+def _passes(topology: Topology, kept: Activations, grads: float) -> tuple[float, float]:
     """Return a micro-batch's peak memory, and the size of the communication buffers included in it, both in bytes.
 
     The peak includes gradients but not the persistent state. The backward pass starts at the last layer. At each layer,
     memory holds the activations of this and earlier layers, the gradients of this and later layers, and temporary
     buffers.
     """
-    buffer = _bucket(place)
-    held = buffer if place.stage == 3 else 0.0
+    buffer = _bucket(topology)
+    held = buffer if topology.stage == 3 else 0.0
     layers = max(1, len(kept.layers))
-    present = grads if place.accumulates else _kept_grads(place, grads)
+    present = grads if topology.accumulates else _kept_grads(topology, grads)
     # At stage 2, gradients exist only in the buffer until it is full or the passes are done.
-    summed = grads * max(0.0, 1 - place.bucket / place.local) if place.stage == 2 else grads
+    summed = grads * max(0.0, 1 - topology.bucket / topology.local) if topology.stage == 2 else grads
     left = kept.kept
     highest = present + left + held + max([kept.loss_working, *(layer.forward for layer in kept.layers)])
     left -= kept.loss_kept
@@ -192,13 +192,13 @@ def _passes(place: Topology, kept: Activations, grads: float) -> tuple[float, fl
             + max(0.0, summed - present) * share
             + left
             + layer.backward
-            + buffer * (share if place.stage == 2 and place.device == "cpu" else 1.0),
+            + buffer * (share if topology.stage == 2 and topology.device == "cpu" else 1.0),
         )
         left -= layer.kept
     return highest, buffer
 
 
-def _bucket(place: Topology) -> float:
+def _bucket(topology: Topology) -> float:
     """Return the size in bytes of DeepSpeed's gradient reduction buffer during the backward pass.
 
     Stages 1 and 2 allocate the buffer when a backward pass computes its first gradient, in fp32 like the gradient sums
@@ -206,23 +206,23 @@ def _bucket(place: Topology) -> float:
     changes, i.e. at every layer with experts. On GPU, the entire buffer takes up memory. On CPU, only pages that have
     been written take up memory, and stage 1 writes none before the end of the backward pass.
     """
-    if place.stage == 0 or place.flat_sums:
+    if topology.stage == 0 or topology.flat_sums:
         return 0.0
-    width = place.width if place.stage == 2 else 4
-    if place.device == "cuda":
-        return float(place.bucket * width)
-    if place.stage == 3:
-        return 4.0 * min(place.bucket, place.local_experts / max(1, place.expert_layers))
-    return float(min(place.bucket, place.local) * width) if place.stage == 2 else 0.0
+    width = topology.width if topology.stage == 2 else 4
+    if topology.device == "cuda":
+        return float(topology.bucket * width)
+    if topology.stage == 3:
+        return 4.0 * min(topology.bucket, topology.local_experts / max(1, topology.expert_layers))
+    return float(min(topology.bucket, topology.local) * width) if topology.stage == 2 else 0.0
 
 
-def _reduction(place: Topology, grads: float) -> float:
+def _reduction(topology: Topology, grads: float) -> float:
     """Return the size in bytes of gradient sums and buffers at the end of the backward pass, excluding activations."""
-    if place.stage < 2:
-        return grads + _bucket(place) + 4.0 * min(place.bucket, max(place.plain, place.local_experts))
-    if place.stage == 2 and not place.offloaded:
+    if topology.stage < 2:
+        return grads + _bucket(topology) + 4.0 * min(topology.bucket, max(topology.plain, topology.local_experts))
+    if topology.stage == 2 and not topology.offloaded:
         # Before the sums exist, each group that other ranks also hold has flat copies: one in the compute dtype and, if
         # that is not fp32, one in fp32.
-        flat = min(place.bucket, max(place.replicated)) * (place.width + (4.0 if place.half else 0.0))
-        return _bucket(place) + (grads + flat if place.accumulates else max(grads, flat))
-    return grads + _bucket(place)
+        flat = min(topology.bucket, max(topology.replicated)) * (topology.width + (4.0 if topology.half else 0.0))
+        return _bucket(topology) + (grads + flat if topology.accumulates else max(grads, flat))
+    return grads + _bucket(topology)

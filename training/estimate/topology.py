@@ -69,7 +69,7 @@ class Topology:
         return self.width == 2
 
 
-def topology(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -> Topology:
+def topology_of(recipe: Recipe, device: Literal["cpu", "cuda"], micro_batch: int) -> Topology:
     """Determine the topology for training a recipe with this micro-batch size."""
     train, model = recipe.train, recipe.model.backbone_section
     counts = parameters(recipe.model, recipe.vocab_size)

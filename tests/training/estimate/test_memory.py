@@ -25,7 +25,7 @@ from training.engine.partitions import partitions
 from training.estimate import advice, device_of, largest_micro_batch, memory
 from training.estimate.activations import activations
 from training.estimate.device import in_bytes
-from training.estimate.topology import topology
+from training.estimate.topology import topology_of
 from training.models import registry
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.models.registry import build_model
@@ -96,7 +96,7 @@ def kept_for_backward(engine: Any, recipe: Recipe) -> int:
     engine.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sums = Objective(recipe.model, recipe.train)(engine, batch_of(recipe))
-    storages |= {place: size for place, size in _storages().items() if place not in excluded}
+    storages |= {topology: size for topology, size in _storages().items() if topology not in excluded}
     assert sums
     return sum(storages.values())
 
@@ -148,7 +148,7 @@ def test_activations_kept_without_checkpointing_are_those_that_autograd_saves(
 def _check_kept_without_checkpointing(changes: list[str]) -> None:
     recipe = recipe_of(*SMALL, *changes)
     expected = kept_for_backward(built(recipe)[0], recipe)
-    estimated = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, "none").kept
+    estimated = activations(recipe, topology_of(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, "none").kept
     assert estimated == pytest.approx(expected, rel=0.03)
 
 
@@ -163,7 +163,7 @@ def _check_checkpointing(mode: str, precision: str) -> None:
     stage = 0 if precision == "fp32" else 1
     keys = [f"train.zero_stage={stage}", f"train.precision={precision}", f"train.activation_checkpointing={mode}"]
     recipe = recipe_of(*SMALL, *keys)
-    estimated = activations(recipe, topology(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, mode).kept
+    estimated = activations(recipe, topology_of(recipe, "cpu", recipe.micro_batch), recipe.micro_batch, mode).kept
     assert estimated == pytest.approx(kept_for_backward(built(recipe)[0], recipe), rel=0.05)
 
 
@@ -200,7 +200,7 @@ def test_dense_models_keep_what_is_estimated(frozen, name: str, precision: str, 
     registry.init_weights(model, 0)
     model.set_activation_checkpointing(mode)
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    estimated = activations(recipe, topology(recipe, "cpu", 4), 4, mode).kept
+    estimated = activations(recipe, topology_of(recipe, "cpu", 4), 4, mode).kept
     assert estimated == pytest.approx(kept_for_backward(model, recipe), rel=0.05)
 
 
