@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from configs.schema.adapter import LoraSection
 from configs.schema.base import OptionalPath, Section
 
 
@@ -54,3 +55,31 @@ class FinetuneSection(Section):
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warmup.")
     final_fraction: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a fraction of the peak.")
     max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are dropped and counted.")
+    lora: LoraSection | None = None
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="Patterns of parameter names, such as `model.layers.0.*`: these parameters stay as they are. `make "
+        "inspect` lists the names.",
+    )
+    learning_rates: dict[str, float] = Field(
+        {},
+        description="Pattern of parameter names -> multiplier of their learning rate. The first pattern that matches a "
+        "name applies.",
+    )
+    reset: tuple[Literal["embeddings", "head"], ...] = Field(
+        (),
+        description="Start the `embeddings` or the `head` from new random weights, drawn from `run.seed`. If they share "
+        "one matrix (`model.tie_word_embeddings`), name both.",
+    )
+
+    @model_validator(mode="after")
+    def _trained_part_fits(self) -> "FinetuneSection":
+        if self.lora and self.freeze:
+            raise ValueError(
+                f"freeze ({', '.join(self.freeze)}): lora already freezes all weights but the adapters: leave it out, "
+                "and choose the adapters with lora.targets"
+            )
+        for pattern, scale in self.learning_rates.items():
+            if scale <= 0:
+                raise ValueError(f"learning_rates: {pattern} ({scale:g}) must be above 0: use freeze to train nothing")
+        return self

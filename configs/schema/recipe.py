@@ -63,6 +63,7 @@ class Recipe(Section):
         self._topology_fits()
         self._experts_fit()
         self._losses_fit()
+        self._trained_part_fits()
         return self
 
     def _lengths_fit(self) -> None:
@@ -139,6 +140,28 @@ class Recipe(Section):
             if not read and weight not in (0, default):
                 what = "predicts one token ahead" if key == "mtp_loss" else "has no experts"
                 raise ValueError(f"train.{key} ({weight:g}): {family} {what} here: leave it out")
+
+    def _trained_part_fits(self) -> None:
+        """Reject adapters for layers that the model lacks, and the reset of only one of two tied tables."""
+        if not self.finetune:
+            return
+        lora, reset, targets = self.finetune.lora, self.finetune.reset, self.model.adapter_targets
+        family = f"model.family={self.family}"
+        if lora and not targets:
+            raise ValueError(f"finetune.lora: {family} has no layers that can have adapters: leave it out")
+        for target in (lora and lora.targets) or ():
+            if target not in targets:
+                raise ValueError(
+                    f"finetune.lora.targets: this model has no {target.replace('_', ' ')} layers: choose from "
+                    f"{', '.join(targets)}"
+                )
+        if "head" in reset and self.family == "bigram":
+            raise ValueError(f"finetune.reset (head): {family} has no head: leave it out")
+        if getattr(self.model, "tie_word_embeddings", False) and len(set(reset)) == 1:
+            raise ValueError(
+                f"finetune.reset ({reset[0]}): model.tie_word_embeddings shares one matrix between the embeddings and "
+                "the head: name both, or neither"
+            )
 
     def _topology_fits(self) -> None:
         ranks, ep = self.ranks, self.expert_parallel

@@ -17,6 +17,8 @@ from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.export.weights import load_weights
 from training.job import Job, run_job
+from training.models.registry import build_model
+from training.optim.trained_part import TrainedPart
 from training.runs import finetune_run, finished_checkpoint
 
 
@@ -29,6 +31,8 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return command.DONE
+    trained = TrainedPart.of(section)
+    trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
     pad = load_tokenizer(layout.tokenizer).pad_id
     examples = ChatExamples(layout.examples, "train", pad)
     held_out = ChatExamples(layout.examples, "held-out", pad)
@@ -46,6 +50,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         validation=held_out.in_order(micro_batch),
         check_inputs=lambda: require_checkpoint(weights, "pretrain"),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
+        trained=trained,
     )
     return run_job(recipe, job, stop)
 
