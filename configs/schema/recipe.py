@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from artefacts.errors import RequestError
 from configs.schema.base import Section
 from configs.schema.data import DataSection
-from configs.schema.evaluate import EvaluateSection, GenerateSection
+from configs.schema.evaluate import EvaluateSection, ExportSection, GenerateSection
 from configs.schema.finetune import FinetuneSection
 from configs.schema.launch import LaunchSection
 from configs.schema.models import AnyModelSection, ModelSection
@@ -35,6 +35,7 @@ class Recipe(Section):
     finetune: FinetuneSection | None = None
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
+    export: ExportSection = ExportSection()
     launch: LaunchSection = LaunchSection()
 
     @model_validator(mode="after")

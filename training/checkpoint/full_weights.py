@@ -9,7 +9,7 @@ DeepSpeed's own ``zero_to_fp32`` fails on AutoEP's layers, whose parameters are 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,16 @@ def require_checkpoint(folder: Path, target: str) -> Manifest:
     return saved
 
 
-def read_weights(folder: Path, merge: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+def read_weights(folder: Path, merges: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, torch.Tensor]]:
     """Iterate over a checkpoint's parameters and buffers, one at a time.
 
     Args:
         folder: a ``step-NNNNNNNN`` folder with its manifest.
-        merge: whether to merge adapters (``finetune.lora``) into the weights that they adapt. If not, the weights are
-            those of the model without adapters. Adapters are never among the parameters.
+        merges: returns whether to merge the adapter (``finetune.lora``) of the parameter with this name in the
+            checkpoint. By default, all adapters are merged.
 
     Yields:
-        (name, tensor), named as in Hugging Face's files. Router biases and weights are in fp32, except for weights that
+        (name, tensor) for everything but adapters, named as in Hugging Face's files. Router biases and weights are in fp32, except for weights that
         were frozen in a run with a lower precision.
 
     Raises:
@@ -61,20 +61,20 @@ def read_weights(folder: Path, merge: bool = True) -> Iterator[tuple[str, torch.
     """
     saved = manifest.require(folder, "pretrain")
     contents = Contents(folder)
-    adapters = _Adapters(contents, lora_settings(saved)) if merge else None
+    adapters = _Adapters(contents, lora_settings(saved))
     for name, parameter in contents.parameters.items():
         if is_adapter(name):
             continue
         match = _STACK.match(name)
         if not match:
             weight = contents.read(name).view(parameter.shape)
-            yield _released_name(name), adapters.merged(name, weight) if adapters else weight
+            yield _released_name(name), adapters.merged(name, weight) if merges(name) else weight
             continue
         experts, *shape = parameter.shape
         size = math.prod(shape)
         for expert in range(experts):
             weight = contents.read(name, start=expert * size, numel=size).view(shape)
-            weight = adapters.merged_expert(match[1], match[2], expert, weight) if adapters else weight
+            weight = adapters.merged_expert(match[1], match[2], expert, weight) if merges(name) else weight
             yield f"{match[1]}.{expert}.{_STACKS[match[2]]}.weight", weight
     for name, buffer in contents.buffers().items():
         yield _released_name(name), buffer
@@ -103,11 +103,12 @@ class _Adapters:
 
     def merged(self, name: str, weight_OI: torch.Tensor) -> torch.Tensor:
         """Return a weight with its adapter, if it has one."""
-        layer = name.removesuffix(".weight")
-        if name == layer or f"{layer}.{A}" not in self._contents.parameters:
+        # Outside AutoEP, the routed experts' stacks have their names in memory.
+        layer = name.removesuffix(".weight").replace(".mlp.experts.", f".{EXPERT_ADAPTERS}.")
+        if f"{layer}.{A}" not in self._contents.parameters:
             return weight_OI
         a, b = (self._read(f"{layer}.{factor}") for factor in (A, B))
-        merged = torch.addmm(weight_OI.float(), b, a, alpha=self._scale)
+        merged = weight_OI.float() + self._scale * (b @ a)
         if f"{layer}.{MAGNITUDE}" in self._contents.parameters:
             norms = torch.linalg.vector_norm(merged, dim=1)
             merged *= (self._read(f"{layer}.{MAGNITUDE}") / norms)[:, None]

@@ -79,30 +79,35 @@ def _quick_start() -> Iterator[None]:
 def _frozen_experts(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Let DeepSpeed's optimizers accept a model whose experts are all frozen.
 
-    The optimizers of ZeRO stages 1 and 2 require a parameter group of experts if the model has expert layers. Without
-    that group, they treat all trained parameters alike, which is right for what is not an expert.
+    Below ZeRO stage 3, they require a parameter group of experts if the model has expert layers. Without that group,
+    they treat all trained parameters alike, which is right for parameters that are not experts.
     """
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    if any(group.get("moe") for group in optimizer.param_groups):
-        yield
-        return
-    configure = DeepSpeedEngine._configure_zero_optimizer
-
-    def configure_without_experts(engine: Any, basic_optimizer: Any) -> Any:
-        if engine.zero_optimization_partition_weights():
-            return configure(engine, basic_optimizer)
-        has_experts, engine.has_moe_layers = engine.has_moe_layers, False
-        try:
-            return configure(engine, basic_optimizer)
-        finally:
-            engine.has_moe_layers = has_experts
-
-    DeepSpeedEngine._configure_zero_optimizer = configure_without_experts
+    names = ("_configure_zero_optimizer", "_configure_bf16_optimizer")
+    originals = {name: getattr(DeepSpeedEngine, name) for name in names}
+    if not any(group.get("moe") for group in optimizer.param_groups):
+        for name, original in originals.items():
+            setattr(DeepSpeedEngine, name, _without_experts(original))
     try:
         yield
     finally:
-        DeepSpeedEngine._configure_zero_optimizer = configure
+        for name, original in originals.items():
+            setattr(DeepSpeedEngine, name, original)
+
+
+def _without_experts(configure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Wrap a method of DeepSpeed's engine that builds an optimizer, to hide the expert layers below stage 3."""
+
+    def configure_without_experts(engine: Any, optimizer: Any) -> Any:
+        has_experts = engine.has_moe_layers
+        engine.has_moe_layers = has_experts and engine.zero_optimization_partition_weights()
+        try:
+            return configure(engine, optimizer)
+        finally:
+            engine.has_moe_layers = has_experts
+
+    return configure_without_experts
 
 
 @contextlib.contextmanager

@@ -11,14 +11,15 @@ Shape suffixes are listed in :mod:`training.layers`; r is the rank of an adapter
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from artefacts.errors import RequestError
 from configs.schema.adapter import LoraSection
-from training.adapter_names import EXPERT_ADAPTERS, EXPERT_WEIGHTS, LINEAR_TARGETS, A
+from training.adapter_names import EXPERT_ADAPTERS, EXPERT_WEIGHTS, LINEAR_TARGETS, A, is_adapter
 from training.layers.init import draw_uniform
 from training.layers.linear import Linear, linear
 from training.layers.moe import Experts, MixtureOfExperts
@@ -144,3 +145,22 @@ def adapters_of(model: nn.Module) -> Iterator[tuple[str, LoraLinear | StackedAda
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear | StackedAdapter):
             yield name, module
+
+
+@torch.no_grad()
+def load_adapters(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy weights into the adapters of a model, in place.
+
+    Raises:
+        RequestError: the model lacks one of the adapters or has it in a different shape, or one is not in the weights.
+    """
+    adapters = {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
+    for name, weight in weights:
+        parameter = adapters.pop(name, None)
+        if parameter is None or parameter.shape != weight.shape:
+            has = "no such adapter" if parameter is None else f"shape {tuple(parameter.shape)}"
+            raise RequestError(f"the adapter has {name} of shape {tuple(weight.shape)}, but the model has {has}")
+        parameter.copy_(weight)
+    if adapters:
+        first = next(iter(adapters))
+        raise RequestError(f"the adapter lacks {first} ({len(adapters)} missing in total): it is of a different model")

@@ -129,12 +129,12 @@ def test_every_gate_and_loss_is_the_same_under_expert_parallelism(tmp_path, vari
 
 
 def weights_of(checkpoint: Path, overrides: list[str] | None = None, merge: bool = True) -> dict[str, torch.Tensor]:
-    """Load the weights of a checkpoint into a new model. ``merge``: as for ``read_weights``."""
+    """Load the weights of a checkpoint into a new model. ``merge``: with the adapters."""
     recipe = load_recipe(RECIPE, overrides or [])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     for tensor in model.state_dict().values():
         tensor.fill_(float("nan"))
-    load_weights(model, read_weights(checkpoint, merge))
+    load_weights(model, read_weights(checkpoint, lambda name: merge))
     return model.state_dict()
 
 
