@@ -58,6 +58,7 @@ class Job:
         init_weights: initializes the fp32 model's weights, including only the routed experts in the given range.
         trained: the part of the model to train.
         notice: a line to print before the first step; may be empty.
+        earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets.
     """
 
     run: TrainingRun
@@ -70,6 +71,7 @@ class Job:
     init_weights: Callable[[torch.nn.Module, range], None]
     trained: TrainedPart = TrainedPart()
     notice: str = ""
+    earlier_validation: Sequence[Batch] = ()
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         objective=Objective(recipe.model, train),
         data=data,
         validation=job.validation,
+        earlier_validation=job.earlier_validation,
         balancer=balancer,
         saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),
         stop=stop,
@@ -216,7 +219,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
 def _print_start(start: _Start) -> None:
     if not start.ranks.first:
         return
-    stage, notice = start.job.run.stage, start.job.notice
+    stage, notice = start.job.run.label, start.job.notice
     if start.resumption:
         checkpoint, changes = start.resumption.checkpoint, start.resumption.changes
         for line in checkpoint.skipped:
@@ -242,12 +245,12 @@ def _train(context: TrainingContext) -> int:
         # Finish a pending checkpoint: a simulated crash must not lose it.
         context.saver.drain()
         if first:
-            print(f"{run.stage}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)
+            print(f"{run.label}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)
         return command.FAILED
     if first:
         checkpoint = run.folder / CHECKPOINTS / checkpoint_name(train.steps)
         run.finish(checkpoint)
-        print(f"{run.stage}: finished, {train.steps} steps, weights in {checkpoint}", flush=True)
+        print(f"{run.label}: finished, {train.steps} steps, weights in {checkpoint}", flush=True)
     return command.DONE
 
 
@@ -265,6 +268,7 @@ def _identity(recipe: Recipe, job: Job) -> RunIdentity:
         },
         run={
             "stage": job.run.stage,
+            "name": job.run.name,
             "steps": job.train.steps,
             "parameters": {"total": counts.total, "active": counts.active},
             # Readers of the weights need it to merge the adapters.

@@ -49,7 +49,7 @@ def export(recipe: Recipe) -> int:
     settings = lora_settings(saved)
     # Without adapters, there is nothing to merge.
     lora = None if settings is None or recipe.export.merge else LoraSection(**settings)
-    stage_name = saved.details.get("run", {}).get("stage", "")
+    stage_name = saved.details.get("run", {}).get("name", "")
     inputs = {"checkpoint": saved.fingerprint, "tokenizer": tokenizer_manifest.fingerprint}
     identity = {"model": recipe.model.identity(), "precision": recipe.train.precision}
     with open_stage("export", layout.export, identity | ({"adapter": True} if lora else {}), inputs) as stage:
