@@ -36,7 +36,7 @@ from training.estimate.parameters import parameters
 from training.models.registry import build_model
 from training.objective import Objective
 from training.optim.build import bind_partitions, build_optimizer
-from training.optim.trained_part import TrainedPart
+from training.optim.trained_part import EVERYTHING, TrainedPart
 from training.trainer.callbacks.build import build_callbacks
 from training.trainer.context import TrainingContext
 from training.trainer.load_balancer import Balancer
@@ -69,7 +69,7 @@ class Job:
     validation: Sequence[Batch]
     check_inputs: Callable[[], object]
     init_weights: Callable[[torch.nn.Module, range], None]
-    trained: TrainedPart = TrainedPart()
+    trained: TrainedPart = EVERYTHING
     notice: str = ""
     earlier_validation: Sequence[Batch] = ()
 

@@ -73,9 +73,7 @@ def alone() -> Ranks:
     return join()
 
 
-def setup(
-    size: str, precision: str, stage: int, micro_batch: int = SAMPLES, lora: LoraSection | None = None
-) -> Setup:
+def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES, lora: LoraSection | None = None) -> Setup:
     """Build a single-process engine around the model of this size, with the recipes' default optimizer.
 
     With ``lora``, only adapters are trained.

@@ -13,7 +13,6 @@ from benchmarks.engine.setup import LENGTH, SAMPLES, SameTokens, Setup, setup, s
 from benchmarks.paired import Ratio, compare, seconds
 from configs.schema.adapter import LoraSection
 from training.engine.partitions import partitions
-from training.optim.trained_part import TrainedPart
 
 #: Adapters on all linear layers, as by default, and also on the routed experts.
 ADAPTERS = {

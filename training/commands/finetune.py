@@ -17,6 +17,7 @@ from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
+from training.estimate.finetuning import micro_batch_of
 from training.export.weights import load_weights
 from training.job import Job, run_job
 from training.models.registry import build_model
@@ -47,7 +48,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples = ChatExamples(layout.examples_of(run.name), "train", pad)
     held_out = ChatExamples(layout.examples_of(run.name), "held-out", pad)
     train = _train_section(recipe, section, len(examples))
-    micro_batch = _micro_batch(recipe, section)
+    micro_batch = micro_batch_of(recipe, section)
     start = finished_checkpoint(layout.training(recipe.start_of(section)))
     assert start is not None, "finetune_run refuses to start from a stage that is not finished"
     weights = start[0]
@@ -67,14 +68,6 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         trained=trained,
     )
     return run_job(recipe, job, stop)
-
-
-def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
-    """Return the largest micro-batch that divides a rank's batch and has no more tokens than in pretraining."""
-    share = section.batch_examples // recipe.ranks
-    tokens = recipe.micro_batch * recipe.train.context_length
-    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]
-    return max(fitting, default=1)
 
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:

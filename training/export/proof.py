@@ -30,9 +30,7 @@ def require_same_weights(folder: Path, model: Any, fresh: Any) -> None:
 
 
 @torch.no_grad()
-def difference_to_transformers(
-    folder: Path, model: Any, vocabulary: int, adapter: Path | None = None
-) -> float | None:
+def difference_to_transformers(folder: Path, model: Any, vocabulary: int, adapter: Path | None = None) -> float | None:
     """Return the largest difference between the logits of our model and of transformers' model, both in fp32.
 
     transformers loads its model from the folder and, given an adapter's folder, peft adds the adapter. The difference
@@ -57,7 +55,8 @@ def difference_to_transformers(
     difference = float((ours - their).abs().max() / ours.abs().max().clamp_min(1.0))
     if not difference <= TOLERANCE:
         raise RuntimeError(
-            f"{adapter or folder}: logits of {'peft' if adapter else 'transformers'} differ by {difference:.1e}, above {TOLERANCE:g}: nothing is exported"
+            f"{adapter or folder}: logits of {'peft' if adapter else 'transformers'} differ by {difference:.1e}, above "
+            f"{TOLERANCE:g}: nothing is exported"
         )
     return difference
 

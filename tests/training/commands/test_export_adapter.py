@@ -21,7 +21,7 @@ from training.checkpoint.save import RunIdentity
 from training.checkpoint.write_full import write_full
 from training.commands import export as command
 from training.commands.export import export
-from training.layers.lora import attach_adapters, init_adapters
+from training.layers.adapters.attach import attach_adapters, init_adapters
 from training.model_loading import load_model
 
 DEEPSEEK = small(num_nextn_predict_layers=1, attention_bias=True).model_dump()
@@ -49,7 +49,7 @@ def adapted(root: Path, model: dict[str, Any], lora: dict[str, Any]) -> tuple[Re
     keys = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
     run = {"stage": "pretrain", "steps": 0, "lora": section.identity()}
     about = RunIdentity({"run": "test"}, {}, keys, {}, run)
-#: "pretrain", "steps": 0, "lora": section.identity()})
+    #: "pretrain", "steps": 0, "lora": section.identity()})
     write_full(layout.pretrain / "checkpoints", network, about)
     return recipe, layout, network
 

@@ -48,9 +48,7 @@ VARIANTS = {
 }
 
 
-def follow(
-    overrides: list[str], skipped: Sequence[int] = (), trained: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def follow(overrides: list[str], skipped: Sequence[int] = (), trained: dict[str, Any] | None = None) -> dict[str, Any]:
     """Plain PyTorch on one device: the global batch at once, with explicit clipping and balancing.
 
     ``skipped``: steps that must not change anything. ``trained``: as in ``Task``.

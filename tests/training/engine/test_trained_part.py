@@ -46,4 +46,6 @@ def test_the_trained_part_is_the_same_on_any_topology(tmp_path, name: str, cells
         assert set(weights) == set(expected["weights"])
         for key, tensor in weights.items():
             torch.testing.assert_close(tensor, expected["weights"][key], atol=1e-4, rtol=0, msg=key)
-            assert key in expected["trained"] or key.endswith(BIAS) or torch.equal(tensor, expected["weights"][key]), key
+            assert key in expected["trained"] or key.endswith(BIAS) or torch.equal(tensor, expected["weights"][key]), (
+                key
+            )
