@@ -14,7 +14,7 @@ class LoraSection(Section):
     """Train low-rank adapters and freeze the model's own weights.
 
     An adapter adds `alpha / rank * B @ A` to a weight matrix.
-    [finetuning.md](finetuning.md#what-is-trained) explains the choices.
+    [lora.md](lora.md) explains the choices.
     """
 
     rank: int = Field(gt=0, description="Rank of the adapters. With routed experts, a multiple of 8.")

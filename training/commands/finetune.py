@@ -43,7 +43,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         print(f"{run.folder}: up to date")
         return command.DONE
     trained = TrainedPart.of(section)
-    trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
+    notice = trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
     pad = load_tokenizer(layout.tokenizer).pad_id
     examples = ChatExamples(layout.examples_of(run.name), "train", pad)
     held_out = ChatExamples(layout.examples_of(run.name), "held-out", pad)
@@ -66,6 +66,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
         trained=trained,
+        notice=notice,
     )
     return run_job(recipe, job, stop)
 

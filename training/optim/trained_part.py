@@ -1,13 +1,12 @@
 """What fine-tuning trains: which parameters, at which learning rates, and what starts from new weights."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
 
 from artefacts.errors import RequestError
 from configs.schema.adapter import LoraSection
@@ -65,8 +64,10 @@ class TrainedPart:
         if new and self.lora:
             init_adapters(model, seed)
 
-    def check(self, build_model: Any) -> None:
+    def check(self, build_model: Callable[[], Any]) -> str:
         """Check the patterns on a model without memory, which ``build_model`` returns.
+
+        Returns a line about the trained part, or "" if all parameters are trained.
 
         Raises:
             RequestError: as for :meth:`prepare`.
@@ -74,6 +75,9 @@ class TrainedPart:
         with torch.device("meta"):
             model = build_model()
         self.prepare(model, 0, new=False)
+        numbers = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
+        trained, total = (sum(column) for column in zip(*numbers, strict=True))
+        return "" if trained == total else f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})"
 
     @torch.no_grad()
     def _reset(self, model: Any, name: str, seed: str, new: bool) -> None:
@@ -105,9 +109,3 @@ def _matching(pattern: str, names: Iterable[str], key: str) -> list[str]:
 def scale_of(name: str, scales: Mapping[str, float]) -> float:
     """Return a parameter's multiplier of the learning rate, from the first pattern that matches its name."""
     return next((scale for pattern, scale in scales.items() if fnmatchcase(name, pattern)), 1.0)
-
-
-def count_trained(model: nn.Module) -> tuple[int, int]:
-    """Return the number of trained parameters and of all parameters."""
-    numbers = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
-    return sum(trained for trained, _ in numbers), sum(total for _, total in numbers)
