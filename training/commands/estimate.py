@@ -82,17 +82,20 @@ def finetuning_lines(recipe: Recipe) -> list[str]:
     for stage in recipe.finetune:
         numbers, counts = trained_numbers(recipe, stage), parameters(recipe.model, recipe.vocab_size)
         estimated = memory(finetuning_recipe(recipe, stage), kind, stage=stage)
-        parts = {part: _gib(estimated.parts[part]).strip() for part in ("optimizer state", "gradients")}
+        state, grads = (_size(estimated.parts[part]) for part in ("optimizer state", "gradients"))
         rows.append(
             f"fine-tuning {stage.name}: trains {numbers.total:,} parameters, {numbers.total / counts.all:.2%} of the "
-            f"model's number; per rank, optimizer state {parts['optimizer state']}, gradients {parts['gradients']}, "
-            f"peak {_gib(estimated.peak).strip()}"
+            f"model's number; per rank, optimizer state {state}, gradients {grads}, peak {_size(estimated.peak)}"
         )
     return ["", *rows] if rows else []
 
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:12,.2f} GiB"
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def _when(phase: str) -> str:

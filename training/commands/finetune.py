@@ -4,6 +4,9 @@ Only the assistant's messages contribute to the loss.
 """
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from artefacts.signals import StopRequest
 from configs import command
@@ -13,13 +16,16 @@ from configs.schema import Recipe
 from configs.schema.finetune import FinetuneSection
 from configs.schema.train import ScheduleSection, TrainSection
 from tokenizer.registry import load_tokenizer
+from training.adapter_names import is_adapter
 from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.estimate.finetuning import micro_batch_of
+from training.export.adapter import read_adapter
 from training.export.weights import load_weights
 from training.job import Job, run_job
+from training.layers.adapters.attach import load_adapters
 from training.models.registry import build_model
 from training.optim.trained_part import TrainedPart
 from training.runs import finetune_run, finished_checkpoint, next_run
@@ -42,7 +48,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return command.DONE
-    trained = TrainedPart.of(section)
+    trained = _trained_part(recipe, section)
     notice = trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
     pad = load_tokenizer(layout.tokenizer).pad_id
     examples = ChatExamples(layout.examples_of(run.name), "train", pad)
@@ -69,6 +75,23 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         notice=notice,
     )
     return run_job(recipe, job, stop)
+
+
+def _trained_part(recipe: Recipe, section: FinetuneSection) -> TrainedPart:
+    """Return the part that a stage trains, with the adapter to start from if there is one."""
+    part, lora = TrainedPart.of(section), section.lora
+    if lora is None or lora.adapter is None:
+        return part
+    folder = Path(lora.adapter)
+
+    def load(model: Any) -> None:
+        shapes = {name: p.shape for name, p in model.named_parameters() if is_adapter(name)}
+        weights = dict(read_adapter(folder, recipe.model, lora, shapes))
+        # peft adapts no prediction layers.
+        absent = {name: p for name, p in model.named_parameters() if name in shapes and name not in weights}
+        load_adapters(model, {**weights, **absent}.items())
+
+    return replace(part, load=load)
 
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:

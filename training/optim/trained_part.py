@@ -27,12 +27,14 @@ class TrainedPart:
         freeze: patterns of the names of parameters that are not trained.
         rate_scales: pattern of parameter names -> multiplier of their learning rate.
         reset: tables that start from new weights, which are trained even if there are adapters.
+        load: loads the adapters to start from into a model, or None if they start from their initial weights.
     """
 
     lora: LoraSection | None = None
     freeze: tuple[str, ...] = ()
     rate_scales: Mapping[str, float] = field(default_factory=dict)
     reset: tuple[str, ...] = ()
+    load: Callable[[Any], None] | None = None
 
     @classmethod
     def of(cls, section: FinetuneSection) -> "TrainedPart":
@@ -63,11 +65,14 @@ class TrainedPart:
             _matching(pattern, trained, "finetune.learning_rates")
         if new and self.lora:
             init_adapters(model, seed)
+            if self.load:
+                self.load(model)
 
     def check(self, build_model: Callable[[], Any]) -> str:
         """Check the patterns on a model without memory, which ``build_model`` returns.
 
-        Returns a line about the trained part, or "" if all parameters are trained.
+        This also reads the adapter to start from. Returns a line about the trained part, or "" if all parameters are
+        trained.
 
         Raises:
             RequestError: as for :meth:`prepare`.
@@ -75,6 +80,8 @@ class TrainedPart:
         with torch.device("meta"):
             model = build_model()
         self.prepare(model, 0, new=False)
+        if self.load:
+            self.load(model)
         numbers = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
         trained, total = (sum(column) for column in zip(*numbers, strict=True))
         return "" if trained == total else f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})"
