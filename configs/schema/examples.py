@@ -120,19 +120,13 @@ class ExamplesSection(Section):
             raise ValueError(f"path is missing: kind={self.kind} reads the examples from it")
         if self.kind == "pydocs" and self.path:
             raise ValueError(f"path ({self.path}) is not read by the default, kind=pydocs: set kind=files or kind=hub")
-        read_by = {
-            "split": "hub",
-            "config": "hub",
-            "revision": "hub",
-            "format": "files and hub",
-            "fields": "files and hub",
-        }
-        for key, readers in read_by.items():
+        read_by = dict.fromkeys(("split", "config", "revision"), ("hub",))
+        read_by |= dict.fromkeys(("format", "fields"), ("files", "hub"))
+        for key, kinds in read_by.items():
             value = getattr(self, key)
-            if self.kind not in readers and value != ExamplesSection.model_fields[key].default:
-                raise ValueError(
-                    f"{key} ({value}) is read only by kind={readers}, not by kind={self.kind}: leave it out"
-                )
+            if self.kind not in kinds and value != ExamplesSection.model_fields[key].default:
+                readers = " and ".join(f"kind={kind}" for kind in kinds)
+                raise ValueError(f"{key} ({value}) is read only by {readers}, not by kind={self.kind}: leave it out")
         return self
 
     @property

@@ -43,45 +43,27 @@ NOT_SAMPLED = f"not sampled ({KEY}.max_examples)"
 _LIMITS = {"finetune.max_length": TOO_LONG, f"{KEY}.max_examples": NOT_SAMPLED}
 
 
-def build(recipe: Recipe) -> Manifest | None:
-    """Build and publish the examples of the recipe's fine-tuning. See ``build_stage``.
-
-    Raises:
-        RequestError: the recipe has no finetune section, or for the reasons in ``build_stage``.
-    """
-    if recipe.finetune is None:
-        raise RequestError("the recipe has no finetune section, which describes the examples: add one")
-    return build_stage(recipe, recipe.finetune, RunLayout.of(recipe).examples)
-
-
-def build_stage(recipe: Recipe, section: FinetuneSection, folder: Path) -> Manifest | None:
-    """Build and publish the examples of one stage of fine-tuning.
-
-    Args:
-        recipe: the recipe.
-        section: the stage's section.
-        folder: the folder to publish.
-
-    Returns:
-        The manifest, or None if the examples were up to date.
+def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
+    """Build and publish a fine-tuning stage's examples. Returns the manifest, or None if they were up to date.
 
     Raises:
         RequestError: the tokenizer or tokens are missing, the template cannot be used, too many records are unusable,
             or too few examples are left.
     """
     layout, examples = RunLayout.of(recipe), section.examples
+    folder = layout.examples_of(section.name)
     _check_method(section)
     inputs = {"tokenizer": manifest.require(layout.tokenizer, "tokenizer").fingerprint}
     if examples.template not in BUILT_IN:
         inputs["template"] = fingerprint.of_value(chat_template.source_of(examples.template))
-    identity = _identity(recipe, section)
+    identity, check = _identity(recipe, section), guard(recipe, "examples", folder)
     with digests_of(folder) as digests:
         if examples.kind != "pydocs":
             inputs |= reading.inputs(examples, digests)
         elif source := _pydocs(recipe):
             identity["packages"] = source.identity()["packages"]
             inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
-        with open_stage("examples", folder, identity, inputs, check_replacing=guard(recipe, "examples")) as stage:
+        with open_stage("examples", folder, identity, inputs, check_replacing=check) as stage:
             if stage.finished:
                 return None
             repair_hints.check_sizes("tokenizer", layout.tokenizer)
@@ -117,7 +99,7 @@ def _recorded(section: ExamplesSection, template: ChatTemplate) -> dict[str, Any
 
 
 def _learns_preferences(section: FinetuneSection) -> bool:
-    return getattr(section, "method", "sft") == "dpo"
+    return section.method == "dpo"
 
 
 def _check_method(section: FinetuneSection) -> None:

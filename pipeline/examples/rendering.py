@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from artefacts.errors import spelled
 from artefacts.progress import bar
 from configs.schema.finetune import FinetuneSection
 from pipeline.examples.conversations import Example, Messages
@@ -48,7 +49,8 @@ class Losses:
 
     def unusable(self, reason: str, where: str, record: object) -> None:
         """Keep a record that is no example. It is counted with the unreadable inputs."""
-        self.rejected.append(Rejected(where, json.dumps(record, default=str), reason))
+        text = json.dumps(record, ensure_ascii=False, default=str)
+        self.rejected.append(Rejected(where, spelled(text), spelled(reason)))
 
     def cut(self, example: Example) -> None:
         """Count an example that was cut, and keep it."""
