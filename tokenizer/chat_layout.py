@@ -136,8 +136,8 @@ class Layouts:
                 if not (text.startswith(before) and text.startswith(after) and len(before) < len(after)):
                     raise RequestError(
                         f"{self.name}: cannot tell which text the assistant generates, because the template renders "
-                        "the beginning of a conversation differently once more messages follow: enclose that text in "
-                        "{% generation %} and {% endgeneration %}"
+                        "the beginning of a conversation, or the prompt for an answer, differently once more messages "
+                        "follow: enclose that text in {% generation %} and {% endgeneration %}"
                     )
                 spans.append((len(before), len(after)))
         return spans

@@ -48,7 +48,8 @@ def _columns(row: Row) -> dict[str, Any]:
 
 
 def _pair_columns(row: Row) -> dict[str, Any]:
-    example, columns = row.example, {}
+    example = row.example
+    columns: dict[str, Any] = {}
     for number, side in enumerate(("chosen", "rejected")):
         columns |= {f"ids_{side}": row.ids[number], f"labels_{side}": row.labels[number]}
     assert example.rejected is not None

@@ -163,7 +163,7 @@ def test_equal_to_transformers(request, kind, name):
         assert learned == "Two.Four."
 
 
-def test_a_stop_token_is_learned_where_the_template_goes_on(ready):
+def test_text_after_a_stop_token_is_not_learned(ready):
     """After the token that ends a turn, the template's own line break is not learned."""
     template = ChatTemplate(_HEADERS, ready)
     _, labels = template.render(MESSAGES)
