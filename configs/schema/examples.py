@@ -120,8 +120,9 @@ class ExamplesSection(Section):
             raise ValueError(f"path is missing: kind={self.kind} reads the examples from it")
         if self.kind == "pydocs" and self.path:
             raise ValueError(f"path ({self.path}) is not read by the default, kind=pydocs: set kind=files or kind=hub")
-        read_by = dict.fromkeys(("split", "config", "revision"), ("hub",))
-        read_by |= dict.fromkeys(("format", "fields"), ("files", "hub"))
+        hub, files = ("hub",), ("files", "hub")
+        read_by: dict[str, tuple[str, ...]] = {"split": hub, "config": hub, "revision": hub}
+        read_by |= {"format": files, "fields": files}
         for key, kinds in read_by.items():
             value = getattr(self, key)
             if self.kind not in kinds and value != ExamplesSection.model_fields[key].default:
