@@ -126,29 +126,29 @@ def test_plain_texts_are_learned_completely_and_split_anywhere(root, tokenizer):
 
 
 def test_templates_and_their_record(root, tokenizer, tmp_path):
-    own = tmp_path / "own.jinja"
-    own.write_text(
+    path = tmp_path / "own.jinja"
+    path.write_text(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
         "{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     records = [{"instruction": f"Do {n}.", "output": f"Done {n}. <|endoftext|>"} for n in range(8)]
     records.append({**records[0], "system": "Be brief."})
-    for name, stop in (("chatml", "<|end|>"), ("instruction", "<|endoftext|>"), (str(own), "<|endoftext|>")):
+    for name, stop in (("chatml", "<|end|>"), ("instruction", "<|endoftext|>"), (str(path), "<|endoftext|>")):
         published, rows, kept, _ = _build(root, records, f"finetune.examples.template={name}")
         first = next(row for row in rows.values() if row["question"] == "Do 1.")
         assert _learned(tokenizer, first["labels"]) == f"Done 1. <|endoftext|>{stop}"
         assert sum(tokenizer.is_reserved(token) for token in first["labels"] if token != IGNORED) == 1
         record = published.details["template"]
-        assert record["source"] == BUILT_IN.get(name, own.read_text()) and record["stop_ids"] == sorted(
+        assert record["source"] == BUILT_IN.get(name, path.read_text()) and record["stop_ids"] == sorted(
             chat_template.ChatTemplate(record["source"], tokenizer).stop_ids
         )
     assert [row["reason"] for row in kept] == ["refused by the template: no system messages"]
-    options = _options(root, records, f"finetune.examples.template={own}")
+    options = _options(root, records, f"finetune.examples.template={path}")
     recipe = load_recipe(RECIPE, options)
     assert chat.build(recipe, recipe.finetune[0]) is not None and chat.build(recipe, recipe.finetune[0]) is None
     # The content of the file counts, not its name.
-    moved = own.rename(tmp_path / "moved.jinja")
+    moved = path.rename(tmp_path / "moved.jinja")
     recipe = load_recipe(RECIPE, [*options, f"finetune.examples.template={moved}"])
     assert chat.build(recipe, recipe.finetune[0]) is None
     moved.write_text(moved.read_text().replace(": ", " - "))
