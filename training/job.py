@@ -57,6 +57,8 @@ class Job:
         init_weights: initializes the fp32 model's weights, including only the routed experts in the given range.
         notice: a line to print before the first step; may be empty.
         earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets.
+        chat_template: the Jinja program of the template that the examples were rendered with. It is recorded in the
+            checkpoints, because a conversation with the model needs the same template. Empty in pretraining.
     """
 
     run: TrainingRun
@@ -69,6 +71,7 @@ class Job:
     init_weights: Callable[[torch.nn.Module, range], None]
     notice: str = ""
     earlier_validation: Sequence[Batch] = ()
+    chat_template: str = ""
 
 
 @dataclass(frozen=True)
@@ -268,5 +271,6 @@ def _identity(recipe: Recipe, job: Job) -> RunIdentity:
             "name": job.run.name,
             "steps": job.train.steps,
             "parameters": {"total": counts.total, "active": counts.active},
+            **({"chat_template": job.chat_template} if job.chat_template else {}),
         },
     )

@@ -12,6 +12,9 @@ from artefacts.training_folder import CHECKPOINTS
 from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from tokenizer import chat_template
+from tokenizer.base import Tokenizer
+from tokenizer.chat_template import ChatTemplate
 from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.checkpoint.load import newest_complete
 from training.distributed.device import choose_device
@@ -93,6 +96,18 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
     if section.chat and run_weights.is_only_pretrained(saved):
         print("note: these weights were not fine-tuned for chat: set generate.chat=false", file=sys.stderr)
     return checkpoint
+
+
+def chat_template_of(checkpoint: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """Return the chat template that a checkpoint's weights were fine-tuned with, or the default template.
+
+    Raises:
+        RequestError: the checkpoint cannot be read.
+    """
+    run = manifest.require(checkpoint, "pretrain").details.get("run", {})
+    if source := run.get("chat_template"):
+        return ChatTemplate(source, tokenizer, f"the chat template of {checkpoint}")
+    return chat_template.default(tokenizer)
 
 
 def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None = None) -> None:

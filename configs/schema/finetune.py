@@ -4,41 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import OptionalPath, Section
-
-
-class ExamplesSection(Section):
-    """Where the chat examples come from. [data.md](data.md#chat-examples) describes the formats."""
-
-    kind: Literal["pydocs", "instructions"] = Field(
-        "pydocs",
-        description="Kind of examples. `pydocs`: questions about Python functions, generated from installed packages. "
-        "`instructions`: your own records, in JSON Lines or JSON.",
-    )
-    path: OptionalPath = Field(
-        None,
-        description="Records for `instructions`: a file, folder or glob of records with `instruction`, `input` and "
-        "`output`, or with `messages`.",
-    )
-    held_out_fraction: float = Field(
-        0.05,
-        gt=0,
-        lt=1,
-        description="Approximate fraction of examples held out for evaluation. Examples with nearly the same question, "
-        "or with the same rare answer, are never split between training and evaluation.",
-    )
-    max_examples: int | None = Field(
-        None, gt=0, description="Use a seeded random sample of this many examples. By default, all are used."
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ExamplesSection":
-        if self.kind == "instructions" and not self.path:
-            raise ValueError("path is missing: kind=instructions reads the examples from it")
-        if self.kind != "instructions" and self.path:
-            raise ValueError(f"path ({self.path}) is not read by the default, kind={self.kind}: set kind=instructions")
-        return self
-
+from configs.schema.base import Section
+from configs.schema.examples import ExamplesSection
 
 #: Names that mean something else, where a stage is selected (``generate.stage``) or as a folder.
 _OTHER_STAGES = ("pretrain", "finetune", "previous")
@@ -47,9 +14,9 @@ _OTHER_STAGES = ("pretrain", "finetune", "previous")
 class FinetuneSection(Section):
     """Fine-tuning on chat examples: one stage or, as a list, several in a row. Leave it out if you do not fine-tune.
 
-    With several stages, write `finetune.NAME.key=value` on the command line. The loss covers only the assistant's
-    messages. The learning rate follows a cosine schedule, and router biases stay fixed. All other settings come from
-    `train`.
+    With several stages, write `finetune.NAME.key=value` on the command line. By default, the loss covers only the
+    assistant's messages. The learning rate follows a cosine schedule, and router biases stay fixed. All other settings
+    come from `train`.
     """
 
     name: str = Field(
@@ -57,8 +24,10 @@ class FinetuneSection(Section):
         examples=["sft"],
         description="Name of the stage, and of its folders in `finetune/` and `examples/`. Defaults to the method.",
     )
-    method: Literal["sft"] = Field(
-        "sft", description="What the stage learns from. `sft`: answers (supervised fine-tuning)."
+    method: Literal["sft", "dpo"] = Field(
+        "sft",
+        description="What the stage learns from. `sft`: answers (supervised fine-tuning). `dpo`: preferences, that is, "
+        "pairs of a chosen and a rejected answer.",
     )
     start_from: str | None = Field(
         None,
@@ -71,7 +40,14 @@ class FinetuneSection(Section):
     learning_rate: float = Field(gt=0, description="Peak learning rate. Usually a fraction of the pretraining rate.")
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warmup.")
     final_fraction: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a fraction of the peak.")
-    max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are dropped and counted.")
+    max_length: int = Field(
+        gt=1, description="Maximum tokens per example. `examples.too_long` says what happens to longer examples."
+    )
+    packing: bool = Field(
+        False,
+        description="Pack the examples of a step into rows of up to `max_length` tokens, which saves padding. Examples "
+        "do not attend to each other. The loss stays the same.",
+    )
 
     @model_validator(mode="before")
     @classmethod

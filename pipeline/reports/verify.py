@@ -69,7 +69,7 @@ def _compare_source(
 ) -> None:
     """Compare the recorded inputs of documents or examples with the recipe's current ones. Reads all source files."""
     from pipeline.documents import input_fingerprints
-    from pipeline.examples import instructions
+    from pipeline.examples import reading
     from pipeline.sources.registry import open_sources
     from pipeline.sources.storage.digests import SourceDigests
 
@@ -92,7 +92,7 @@ def _compare_source(
             before, now = published.inputs, input_fingerprints.current(recipe, open_sources(recipe), digests)
         elif "files" in published.inputs and stage and stage.examples.path:
             before = {"files": published.inputs["files"]}
-            now = instructions.fingerprints(stage.examples.path, digests)
+            now = reading.inputs(stage.examples, digests)
         else:
             return
     except RequestError as error:

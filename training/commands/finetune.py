@@ -5,6 +5,7 @@ Only the assistant's messages contribute to the loss.
 
 import math
 
+from artefacts import manifest
 from artefacts.signals import StopRequest
 from configs import command
 from configs.checks.run_weights import target
@@ -17,6 +18,7 @@ from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
+from training.data.packed_examples import PackedExampleData, packed_in_order
 from training.export.weights import load_weights
 from training.job import Job, run_job
 from training.runs import finetune_run, finished_checkpoint, next_run
@@ -43,7 +45,9 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples = ChatExamples(layout.examples_of(run.name), "train", pad)
     held_out = ChatExamples(layout.examples_of(run.name), "held-out", pad)
     train = _train_section(recipe, section, len(examples))
-    micro_batch = _micro_batch(recipe, section)
+    packed = PackedExampleData(examples, section.batch_examples, section.max_length, recipe.run.seed)
+    size = packed.tokens_per_example(train.steps) if section.packing else section.max_length
+    micro_batch = _micro_batch(recipe, section, size)
     start = finished_checkpoint(layout.training(recipe.start_of(section)))
     assert start is not None, "finetune_run refuses to start from a stage that is not finished"
     weights = start[0]
@@ -55,20 +59,25 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         train=train,
         global_batch=section.batch_examples,
         micro_batch=micro_batch,
-        data=ExampleData(examples, section.batch_examples, recipe.run.seed),
-        validation=held_out.in_order(micro_batch),
+        data=packed if section.packing else ExampleData(examples, section.batch_examples, recipe.run.seed),
+        validation=(
+            packed_in_order(held_out, micro_batch, section.max_length)
+            if section.packing
+            else held_out.in_order(micro_batch)
+        ),
         earlier_validation=windows.spread(count, recipe.micro_batch),
         check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
+        chat_template=manifest.require(layout.examples_of(run.name), "examples").details["template"]["source"],
     )
     return run_job(recipe, job, stop)
 
 
-def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
+def _micro_batch(recipe: Recipe, section: FinetuneSection, tokens_per_example: float) -> int:
     """Return the largest micro-batch that divides a rank's batch and has no more tokens than in pretraining."""
     share = section.batch_examples // recipe.ranks
     tokens = recipe.micro_batch * recipe.train.context_length
-    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]
+    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * tokens_per_example <= tokens]
     return max(fitting, default=1)
 
 
@@ -85,7 +94,7 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "learning_rate": section.learning_rate,
         "schedule": schedule,
         "context_length": section.max_length,
-        "mask_documents": False,  # every sample is a single example
+        "mask_documents": section.packing,  # without packing, every sample is a single example
         "router_bias_update_rate": 0.0,
         "eval_every": min(recipe.train.eval_every, steps),
         "simulate_crash_at": None,
