@@ -44,9 +44,16 @@ class FinetuneSection(Section):
         gt=1, description="Maximum tokens per example. `examples.too_long` says what happens to longer examples."
     )
     packing: bool = Field(
-        False,
+        True,
         description="Pack the examples of a step into rows of up to `max_length` tokens, which saves padding. Examples "
         "do not attend to each other. The loss stays the same.",
+    )
+    replay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Approximate fraction of a step's tokens that are pretraining text, with a loss on every token. "
+        "It keeps the model from forgetting. Requires `packing`. 0 disables this.",
     )
 
     @model_validator(mode="before")
@@ -56,6 +63,12 @@ class FinetuneSection(Section):
         if isinstance(value, dict) and value.get("name") is None:
             return {**value, "name": stage_name(value)}
         return value
+
+    @model_validator(mode="after")
+    def _replay_fits(self) -> "FinetuneSection":
+        if self.replay and not self.packing:
+            raise ValueError(f"replay ({self.replay:g}) needs packing=true, which packs text next to examples")
+        return self
 
     @model_validator(mode="after")
     def _name_is_free(self) -> "FinetuneSection":

@@ -15,10 +15,11 @@ from configs.schema.finetune import FinetuneSection
 from configs.schema.train import ScheduleSection, TrainSection
 from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights, require_checkpoint
-from training.data.build import validation_windows
+from training.data.build import replayed, validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.data.packed_examples import PackedExampleData, packed_in_order
+from training.data.replay import Replay, samples_per_step
 from training.export.weights import load_weights
 from training.job import Job, run_job
 from training.runs import finetune_run, finished_checkpoint, next_run
@@ -45,7 +46,8 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples = ChatExamples(layout.examples_of(run.name), "train", pad)
     held_out = ChatExamples(layout.examples_of(run.name), "held-out", pad)
     train = _train_section(recipe, section, len(examples))
-    packed = PackedExampleData(examples, section.batch_examples, section.max_length, recipe.run.seed)
+    replay = _replay(recipe, layout, section, examples)
+    packed = PackedExampleData(examples, section.batch_examples, section.max_length, recipe.run.seed, replay)
     size = packed.tokens_per_example(train.steps) if section.packing else section.max_length
     micro_batch = _micro_batch(recipe, section, size)
     start = finished_checkpoint(layout.training(recipe.start_of(section)))
@@ -71,6 +73,15 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         chat_template=manifest.require(layout.examples_of(run.name), "examples").details["template"]["source"],
     )
     return run_job(recipe, job, stop)
+
+
+def _replay(recipe: Recipe, layout: RunLayout, section: FinetuneSection, examples: ChatExamples) -> Replay | None:
+    """Return the pretraining text to mix in, or None without ``replay``."""
+    if not section.replay:
+        return None
+    length = min(section.max_length, recipe.train.context_length)
+    per_step = section.batch_examples * examples.tokens / len(examples)
+    return replayed(recipe, layout, samples_per_step(section.replay, per_step, length), length)
 
 
 def _micro_batch(recipe: Recipe, section: FinetuneSection, tokens_per_example: float) -> int:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tokenizer.special_tokens import IGNORED
 from training.data.batch import Batch
 from training.data.examples import Examples, Indices, Lists, read_columns
+from training.data.replay import Item
 
 
 class ChatExamples(Examples):
@@ -40,9 +41,9 @@ class ChatExamples(Examples):
         """Return the number of inputs of each of these examples, [B]: an example's last token is only a label."""
         return self._ids.lengths(indices) - 1
 
-    def example(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return an example's ids and labels, which are not shifted."""
-        return self._ids[index], self._labels[index]
+    def item(self, index: int) -> Item:
+        """Return an example's ids and labels."""
+        return Item(self._ids[index], self._labels[index], np.zeros(1, np.int64))
 
     def read(self, indices: Indices) -> Batch:
         """Return the examples at the given indices, with labels shifted one position to the left."""

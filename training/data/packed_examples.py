@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tokenizer.special_tokens import IGNORED
 from training.data.batch import Batch
 from training.data.chat import ChatExamples
 from training.data.order import sample_indices
+from training.data.replay import Item, Replay
 
 #: Number of steps whose sizes are computed in one call.
 _STEPS_AT_ONCE = 1 << 12
@@ -32,7 +32,9 @@ class PackedExampleData:
     micro-batches.
     """
 
-    def __init__(self, examples: ChatExamples, global_batch: int, max_length: int, seed: int) -> None:
+    def __init__(
+        self, examples: ChatExamples, global_batch: int, max_length: int, seed: int, replay: Replay | None = None
+    ) -> None:
         """Initialize the order of examples.
 
         Args:
@@ -40,61 +42,66 @@ class PackedExampleData:
             global_batch: examples per optimizer step.
             max_length: maximum tokens per row.
             seed: determines the order.
+            replay: samples of pretraining text to add to every step, of at most ``max_length`` tokens.
         """
         self._examples, self._global_batch, self._max_length, self._seed = examples, global_batch, max_length, seed
+        self._replay = replay
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
         """Return this rank's micro-batches of optimizer step ``step``. A micro-batch has ``micro_batch`` examples on
         average.
         """
         indices = sample_indices(step * self._global_batch, self._global_batch, len(self._examples), self._seed)
-        groups = rows_by_group(self._examples.lengths(indices), self._global_batch // micro_batch, self._max_length)
-        return [packed(self._examples, [indices[row] for row in groups[at]]) for at in range(rank, len(groups), ranks)]
+        items = [self._examples.item(index) for index in indices.tolist()]
+        items += self._replay.items(step) if self._replay else []
+        groups = rows_by_group(items, self._global_batch // micro_batch, self._max_length)
+        return [packed(groups[at], self._examples.pad_id) for at in range(rank, len(groups), ranks)]
 
     def epochs(self, steps: int) -> dict[str, float]:
         """Return the number of passes over the examples in ``steps`` steps."""
         return {"the examples": steps * self._global_batch / len(self._examples)}
 
     def tokens_per_example(self, steps: int) -> float:
-        """Return the mean length in tokens of the examples in the largest of the first ``steps`` steps."""
+        """Return the tokens per example, including replayed text, in the largest of the first ``steps`` steps."""
         most = 0
         for first in range(0, steps, _STEPS_AT_ONCE):
             count = min(_STEPS_AT_ONCE, steps - first)
             positions = (first * self._global_batch, count * self._global_batch)
             lengths = self._examples.lengths(sample_indices(*positions, len(self._examples), self._seed))
             most = max(most, int(lengths.reshape(count, -1).sum(1).max()))
-        return most / self._global_batch
+        return (most + (self._replay.tokens if self._replay else 0)) / self._global_batch
 
 
 def packed_in_order(examples: ChatExamples, batch: int, max_length: int) -> list[Batch]:
     """Return batches that contain every example once, in file order, ``batch`` examples in each, packed into rows."""
     batches = []
     for first in range(0, len(examples), batch):
-        indices = np.arange(first, min(first + batch, len(examples)))
-        (rows,) = rows_by_group(examples.lengths(indices), 1, max_length)
-        batches.append(packed(examples, [indices[row] for row in rows]))
+        items = [examples.item(index) for index in range(first, min(first + batch, len(examples)))]
+        (rows,) = rows_by_group(items, 1, max_length)
+        batches.append(packed(rows, examples.pad_id))
     return batches
 
 
-def rows_by_group(lengths: NDArray[np.int64], groups: int, capacity: int) -> list[list[list[int]]]:
-    """Divide examples into rows of at most ``capacity`` tokens, and the rows into groups with equally many rows.
+def rows_by_group(items: Sequence[Item], groups: int, capacity: int) -> list[list[list[Item]]]:
+    """Divide items into rows of at most ``capacity`` tokens, and the rows into groups with equally many rows.
 
     Args:
-        lengths: [N], at most ``capacity`` each.
-        groups: number of groups. N is a multiple of it.
+        items: at least as many as ``groups``, of at most ``capacity`` inputs each.
+        groups: number of groups.
         capacity: maximum tokens per row.
 
     Returns:
-        The places in ``lengths`` of the examples in each row of each group, in ascending order.
+        The items in each row of each group, in the given order.
     """
-    order = np.argsort(-lengths, kind="stable").tolist()
-    sizes = lengths.tolist()
+    sizes = [item.inputs for item in items]
+    order = np.argsort(-np.array(sizes), kind="stable").tolist()
     # If the rows do not fit, more of them will, at the latest when every example has its own.
     count = -(-max(1, -(-sum(sizes) // capacity)) // groups) * groups
     while (rows := _filled(order, sizes, count, capacity)) is None:
         count += groups
     per_group = count // groups
-    return [[sorted(row) for row in rows[at : at + per_group]] for at in range(0, count, per_group)]
+    ordered = [[items[place] for place in sorted(row)] for row in rows]
+    return [ordered[at : at + per_group] for at in range(0, count, per_group)]
 
 
 def _filled(order: Sequence[int], sizes: Sequence[int], count: int, capacity: int) -> list[list[int]] | None:
@@ -113,23 +120,22 @@ def _filled(order: Sequence[int], sizes: Sequence[int], count: int, capacity: in
     return [rows[row] for _, row in sorted(heap, key=lambda entry: (-entry[0], entry[1]))]
 
 
-def packed(examples: ChatExamples, rows: Sequence[NDArray[np.int64]]) -> Batch:
-    """Return a batch with several examples in each row. ``rows`` are the indices of the examples in each of them.
+def packed(rows: Sequence[Sequence[Item]], pad_id: int) -> Batch:
+    """Return a batch with several items in each row.
 
-    The batch marks the start of every example, and of the padding at the end of a row.
+    The batch marks the starts of their documents, and of the padding at the end of a row.
     """
-    lengths = [examples.lengths(row) for row in rows]
-    width = max(int(sizes.sum()) for sizes in lengths)
-    inputs = np.full((len(rows), width), examples.pad_id, np.int64)
+    width = max(sum(item.inputs for item in row) for row in rows)
+    inputs = np.full((len(rows), width), pad_id, np.int64)
     labels = np.full((len(rows), width), IGNORED, np.int64)
     starts: list[int] = []
-    for number, (row, sizes) in enumerate(zip(rows, lengths, strict=True)):
+    for number, row in enumerate(rows):
         at = 0
-        for index, size in zip(row.tolist(), sizes.tolist(), strict=True):
-            ids, targets = examples.example(index)
-            inputs[number, at : at + size], labels[number, at : at + size] = ids[:-1], targets[1:]
-            starts.append(number * width + at)
-            at += size
+        for item in row:
+            end = at + item.inputs
+            inputs[number, at:end], labels[number, at:end] = item.ids[:-1], item.labels[1:]
+            starts += (number * width + at + item.starts).tolist()
+            at = end
         if at < width:
             starts.append(number * width + at)
     ends = np.array([*starts, len(rows) * width], np.int32)

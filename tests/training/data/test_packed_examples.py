@@ -10,14 +10,18 @@ import torch
 
 from configs.load import load_recipe
 from tests.support.pipeline.corpora import RECIPE
-from tests.support.training import families, shapes
+from tests.support.training import families, shapes, shards
 from tokenizer.special_tokens import IGNORED
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.data.packed_examples import PackedExampleData, packed_in_order, rows_by_group
+from training.data.pretraining import PretrainingData
+from training.data.replay import Item, Replay, samples_per_step
+from training.data.windows import TokenWindows
 from training.objective import Objective
 
 PAD = 3
+START = np.zeros(1, np.int64)
 LENGTH = 48
 BATCH = 24
 SEED = 7
@@ -94,9 +98,10 @@ def test_rows_never_exceed_the_length():
     for groups in (1, 2, 4, 8):
         for _ in range(50):
             lengths = rng.integers(1, 33, 8)
-            rows = [row for group in rows_by_group(lengths, groups, 32) for row in group]
-            assert sorted(place for row in rows for place in row) == list(range(8))
-            assert max(int(lengths[row].sum()) for row in rows) <= 32 and len(rows) % groups == 0
+            items = [Item(ids := np.full(length + 1, place), ids, START) for place, length in enumerate(lengths)]
+            rows = [row for group in rows_by_group(items, groups, 32) for row in group]
+            assert sorted(int(item.ids[0]) for row in rows for item in row) == list(range(8))
+            assert max(sum(item.inputs for item in row) for row in rows) <= 32 and len(rows) % groups == 0
 
 
 def test_validation_has_every_example_once(examples):
@@ -112,6 +117,36 @@ def test_the_largest_step(both):
     sizes = [sum(int((batch.inputs != PAD).sum()) for batch in batches) for batches in steps]
     assert both[1].tokens_per_example(9) == max(sizes) / BATCH
     assert both[1].epochs(25) == {"the examples": 6.0}
+
+
+@pytest.mark.parametrize("end_of_text", [None, 9])
+def test_replayed_text_is_added_to_every_step(tmp_path, examples, both, end_of_text):
+    """A step has the same examples as without replay, and the same text on any number of ranks."""
+    rng = np.random.default_rng(3)
+    shards.write(tmp_path, "train", [[rng.integers(9, families.VOCAB, 20) for _ in range(40)]])
+    windows = TokenWindows(tmp_path, "train", 16, end_of_text)
+    replay = Replay(PretrainingData({"text": windows}, 3, SEED), 3, 16)
+    data = PackedExampleData(examples, BATCH, LENGTH, SEED, replay)
+    assert data.tokens_per_example(9) == both[1].tokens_per_example(9) + 3 * 16 / BATCH
+    for step in (0, 5):
+        pieces = _pieces(both[1].micro_batches(step, 0, 1, BATCH))
+        text = [(item.ids[:-1].tolist(), item.labels[1:].tolist(), item.starts) for item in replay.items(step)]
+        for ids, labels, starts in text:
+            assert len(ids) == 16 and starts.tolist() == [
+                place for place in range(16) if not place or ids[place - 1] == end_of_text
+            ]
+            cuts = [*starts.tolist(), 16]
+            pieces += [(ids[low:high], labels[low:high]) for low, high in pairwise(cuts)]
+        for ranks, micro_batch in ((1, 24), (2, 4)):
+            batches = [batch for rank in range(ranks) for batch in data.micro_batches(step, rank, ranks, micro_batch)]
+            assert _pieces(batches) == sorted(pieces)
+    first, second = replay.items(0), replay.items(1)
+    assert not any(np.array_equal(one.ids, other.ids) for one in first for other in second)
+
+
+def test_the_number_of_replayed_samples():
+    assert samples_per_step(0.25, 960, 128) == round(320 / 128)
+    assert samples_per_step(0.01, 100, 128) == 1
 
 
 MODELS = {
