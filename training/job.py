@@ -15,7 +15,7 @@ from artefacts import lock
 from artefacts.errors import RequestError, RunError
 from artefacts.progress import log
 from artefacts.signals import StopRequest
-from artefacts.training_folder import CHECKPOINTS, TrainingRun, checkpoint_name
+from artefacts.training_folder import CHECKPOINTS, KEEP_BEST, TrainingRun, checkpoint_name
 from configs import command
 from configs.load import dump_recipe
 from configs.schema import Recipe
@@ -37,7 +37,8 @@ from training.models.registry import build_model
 from training.objective import Objective
 from training.optim.build import bind_partitions, build_optimizer
 from training.trainer.callbacks.build import build_callbacks
-from training.trainer.context import TrainingContext
+from training.trainer.callbacks.wandb import check_wandb
+from training.trainer.context import Sampler, TrainingContext
 from training.trainer.load_balancer import Balancer
 from training.trainer.trainer import Ended, Trainer
 
@@ -56,6 +57,8 @@ class Job:
         check_inputs: called before a new run is opened; raises RequestError if the run's inputs are damaged.
         init_weights: initializes the fp32 model's weights, including only the routed experts in the given range.
         notice: a line to print before the first step; may be empty.
+        keep_best: whether later steps use the checkpoint with the lowest validation loss, rather than the last one.
+        sampler: completes ``train.samples``; None if the recipe has none.
     """
 
     run: TrainingRun
@@ -67,6 +70,8 @@ class Job:
     check_inputs: Callable[[], object]
     init_weights: Callable[[torch.nn.Module, range], None]
     notice: str = ""
+    keep_best: bool = False
+    sampler: Sampler | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ def _joined(recipe: Recipe, job: Job, stop: StopRequest) -> Iterator[_Start]:
     with ExitStack() as stack:
         stack.callback(destroy_process_group)
         _check_ranks(recipe, job, ranks)
+        _on_first_rank(ranks, lambda: check_wandb(job.train.wandb))
         _on_first_rank(ranks, lambda: stack.enter_context(lock.hold(job.run.folder)))
         checkpoint: CheckpointRef | None = None
         if broadcast_value(ranks.first and job.run.begun()):
@@ -190,7 +196,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         restored = start.resumption.load(engine, ranks)
         balancer.load_state_dict(restored["balance"])
     flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length, predicts=train.mtp_loss > 0)
-    retention = Retention(train.keep, train.keep_every, train.keep_best)
+    retention = Retention(train.keep, train.keep_every, max(train.keep_best, int(job.keep_best)))
     folder = job.run.folder / CHECKPOINTS
     return TrainingContext(
         run=job.run,
@@ -207,6 +213,8 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         flops_per_token=flops,
         start_step=start.step,
         restored=restored,
+        keep_best=job.keep_best,
+        sampler=job.sampler,
     )
 
 
@@ -228,7 +236,8 @@ def _train(context: TrainingContext) -> int:
     """Train, write the finished run's manifest, and print the result. Returns the exit status."""
     run, train, first = context.run, context.train, context.ranks.first
     try:
-        ended = Trainer(context, build_callbacks(context)).run()
+        trainer = Trainer(context, build_callbacks(context))
+        ended = trainer.run()
     except RunError as error:
         if first:
             log(f"error: {error}")
@@ -242,9 +251,10 @@ def _train(context: TrainingContext) -> int:
             print(f"{run.stage}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)
         return command.FAILED
     if first:
-        checkpoint = run.folder / CHECKPOINTS / checkpoint_name(train.steps)
-        run.finish(checkpoint)
-        print(f"{run.stage}: finished, {train.steps} steps, weights in {checkpoint}", flush=True)
+        checkpoints = run.folder / CHECKPOINTS
+        final = run.finish(checkpoints / checkpoint_name(trainer.step))
+        weights = checkpoints / final.details["checkpoint"]
+        print(f"{run.stage}: finished, {trainer.step} steps, weights in {weights}", flush=True)
     return command.DONE
 
 
@@ -264,5 +274,6 @@ def _identity(recipe: Recipe, job: Job) -> RunIdentity:
             "stage": job.run.stage,
             "steps": job.train.steps,
             "parameters": {"total": counts.total, "active": counts.active},
+            **({KEEP_BEST: True} if job.keep_best else {}),
         },
     )

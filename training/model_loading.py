@@ -8,12 +8,12 @@ import torch
 
 from artefacts import manifest
 from artefacts.errors import RequestError
-from artefacts.training_folder import CHECKPOINTS, has_weights
+from artefacts.training_folder import has_weights
 from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from training.checkpoint.full_weights import read_weights, require_checkpoint
-from training.checkpoint.load import newest_complete
+from training.checkpoint.load import usable_checkpoint
 from training.distributed.device import choose_device
 from training.export.weights import load_backbone, load_weights
 from training.layers import cpu
@@ -67,7 +67,7 @@ def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]
 
 
 def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
-    """Return ``generate.weights``, or the newest checkpoint of ``generate.stage``, and print the choice to stderr.
+    """Return ``generate.weights``, or the usable checkpoint of ``generate.stage``, and print the choice to stderr.
 
     Raises:
         RequestError: there is no checkpoint, the checkpoint has a different tokenizer or model, or the stage is not set
@@ -81,7 +81,7 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
         stage = section.stage or ("finetune" if has_weights(layout.finetune) else "pretrain")
         if stage == "finetune" and section.stage is None:
             run_weights.check_finetuning(layout)
-        newest = newest_complete(getattr(layout, stage) / CHECKPOINTS)
+        newest = usable_checkpoint(getattr(layout, stage))
         if newest is None:
             raise run_weights.none_yet(layout, stage)
         for line in newest.skipped:

@@ -5,7 +5,7 @@ from pathlib import Path
 from artefacts import command_hints, lock, manifest
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_folder import finished, has_weights, read_identity
+from artefacts.training_folder import CHECKPOINTS, STOPPED_EARLY, finished, has_weights, read_identity
 from configs.run_layout import RunLayout
 
 #: Name of the run input that holds the initial weights of a classifier's backbone.
@@ -26,9 +26,23 @@ def line(checkpoint: Path, saved: Manifest, stale: str = "") -> str:
     if run.get("imported"):
         state = "imported"
     elif run:
-        state += f" of {run['steps']}{'' if step == run['steps'] else ', training is not finished'}"
+        state += f" of {run['steps']}{'' if step == run['steps'] else _why_earlier(checkpoint, saved)}"
     note = f" (not current: {stale})" if stale else ""
     return f"weights: {_STAGES.get(run.get('stage', ''), 'given')}, {state}: {checkpoint}{note}"
+
+
+def _why_earlier(checkpoint: Path, saved: Manifest) -> str:
+    """Explain, after a comma, why a checkpoint is from an earlier step than the last step of its run."""
+    folder = checkpoint.parents[1]
+    try:
+        ended = finished(folder) if checkpoint.parent.name == CHECKPOINTS else None
+    except RequestError:
+        ended = None
+    if ended is None or ended.key != saved.key:
+        return ", training is not finished"
+    if STOPPED_EARLY in saved.counts:
+        return ", where training ended early"
+    return ", the lowest validation loss" if ended.details["checkpoint"] == checkpoint.name else ""
 
 
 def is_only_pretrained(saved: Manifest) -> bool:

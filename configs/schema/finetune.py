@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from configs.schema.base import OptionalPath, Section
+from configs.schema.tracking import EarlyStoppingSection
 
 
 class ExamplesSection(Section):
@@ -54,3 +55,21 @@ class FinetuneSection(Section):
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warmup.")
     final_fraction: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a fraction of the peak.")
     max_length: int = Field(gt=1, description="Maximum tokens per example. Longer examples are dropped and counted.")
+    eval_every: int | None = Field(
+        None,
+        ge=0,
+        description="Steps between validations on the held-out examples. Defaults to a tenth of the steps. With 0, "
+        "validation runs only after the last step.",
+    )
+    early_stopping: EarlyStoppingSection | None = Field(None, description="By default, fine-tuning does not end early.")
+    keep_best: bool = Field(
+        True,
+        description="`true`: later steps use the checkpoint with the lowest validation loss. A checkpoint is saved "
+        "whenever a validation has a new lowest loss. `false`: later steps use the last checkpoint.",
+    )
+
+    @model_validator(mode="after")
+    def _is_validated(self) -> "FinetuneSection":
+        if self.early_stopping and self.eval_every == 0:
+            raise ValueError("early_stopping needs validations: leave out eval_every, or set it above 0")
+        return self

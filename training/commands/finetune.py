@@ -16,8 +16,12 @@ from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.export.weights import load_weights
+from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
 from training.runs import finetune_run, finished_checkpoint
+
+#: Number of validations during fine-tuning, unless the recipe sets ``eval_every``.
+_VALIDATIONS = 10
 
 
 def finetune(recipe: Recipe, stop: StopRequest) -> int:
@@ -46,6 +50,8 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         validation=held_out.in_order(micro_batch),
         check_inputs=lambda: require_checkpoint(weights, "pretrain"),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
+        keep_best=section.keep_best,
+        sampler=prompt_sampler(recipe, layout.tokenizer, chat=True),
     )
     return run_job(recipe, job, stop)
 
@@ -73,7 +79,8 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "context_length": section.max_length,
         "mask_documents": False,  # every sample is a single example
         "router_bias_update_rate": 0.0,
-        "eval_every": min(recipe.train.eval_every, steps),
+        "eval_every": math.ceil(steps / _VALIDATIONS) if section.eval_every is None else section.eval_every,
+        "early_stopping": section.early_stopping,
         "simulate_crash_at": None,
     }
     return recipe.train.model_copy(update=changes)

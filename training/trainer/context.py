@@ -33,6 +33,16 @@ class Objective(Protocol):
         ...
 
 
+class Sampler(Protocol):
+    """Completes fixed prompts with the model in training."""
+
+    prompts: Sequence[str]
+
+    def complete(self, engine: Any, ranks: Ranks) -> list[str]:
+        """Return each prompt's completion. Collective. The engine must be in evaluation mode."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingContext:
     """One training run on one rank.
@@ -52,6 +62,8 @@ class TrainingContext:
         flops_per_token: training FLOPs per token, forward and backward.
         start_step: optimizer steps already done; 0 unless the run resumes from a checkpoint.
         restored: the ``state`` saved in that checkpoint; empty if the run does not resume.
+        keep_best: whether later steps use the checkpoint with the lowest validation loss, rather than the last one.
+        sampler: completes ``train.samples``; None if the recipe has none.
     """
 
     run: TrainingRun
@@ -68,3 +80,5 @@ class TrainingContext:
     flops_per_token: float
     start_step: int = 0
     restored: Mapping[str, Any] = field(default_factory=dict)
+    keep_best: bool = False
+    sampler: Sampler | None = None
