@@ -8,7 +8,7 @@ from typing import Any
 from artefacts import command_hints, metrics_log, repair_hints
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.metrics_log import Metrics, read_metrics
+from artefacts.metrics_log import Metrics, read_metrics, read_records
 from artefacts.training_folder import finished
 from configs.load import dump_recipe
 from configs.run_layout import EVALUATION, RunLayout
@@ -28,6 +28,7 @@ class RunFiles:
         finetune_metrics: metrics of fine-tuning; empty if it has not started.
         evaluation: contents of ``evaluation/evaluation.json``; empty if the file does not exist.
         recipe: the resolved recipe as YAML. If pretraining has started, the recipe it was started with.
+        training_samples: stage -> the records of its ``samples.jsonl``, for stages with samples.
         wants_finetune: whether the recipe has a finetune section.
         trained_on: the artefact that pretraining reads, ``tokens`` or ``examples``.
     """
@@ -39,6 +40,7 @@ class RunFiles:
     pretrain_metrics: Metrics
     finetune_metrics: Metrics
     evaluation: dict[str, Any]
+    training_samples: dict[str, list[dict[str, Any]]]
     recipe: str
     wants_finetune: bool
     trained_on: str = "tokens"
@@ -75,6 +77,11 @@ def read_run(recipe: Recipe) -> RunFiles:
         pretrain_metrics=read_metrics(layout.pretrain / metrics_log.NAME),
         finetune_metrics=read_metrics(layout.finetune / metrics_log.NAME),
         evaluation=evaluation if ("task" in evaluation) == on_examples else {},
+        training_samples={
+            stage: records
+            for stage, folder in (("pretrain", layout.pretrain), ("finetune", layout.finetune))
+            if (records := list(read_records(folder / metrics_log.SAMPLES)))
+        },
         recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
         wants_finetune=recipe.finetune is not None,
         trained_on="examples" if on_examples else "tokens",
