@@ -1,4 +1,4 @@
-"""The life cycle of a training folder (``pretrain/``, ``finetune/``). A run can resume only in its own folder.
+"""The life cycle of a training folder (``pretrain/``, ``finetune/NAME/``). A run can resume only in its own folder.
 
 Unlike a data artefact, the folder is written in place, because a killed run resumes from its checkpoints.
 ``identity.json`` is written at the start, and ``manifest.json`` at the end. If either file is lost, it is restored from
@@ -27,7 +27,7 @@ STEP_PREFIX = "step-"
 STOPPED_EARLY = "stopped_early"
 #: Key of a checkpoint's run that says that the run ends with its checkpoint with the lowest validation loss.
 KEEP_BEST = "keep_best"
-#: The stages of training. Each is a training folder of the run, a make target and a command that launchers start.
+#: The stages of training. Each is a make target and a command that launchers start.
 STAGES = ("pretrain", "finetune")
 #: Environment variable that is set in all jobs of a chain (``launch.slurm.train.chain``) except the first.
 LATER_IN_CHAIN = "MILLRACE_LATER_IN_CHAIN"
@@ -42,12 +42,19 @@ class TrainingRun:
         folder: the folder with the run's checkpoints and metrics.
         identity: the recipe keys that define the run. Changing any of them defines a different run.
         inputs: fingerprints of the artefacts that the run is trained on.
+        name: ``pretrain``, or the fine-tuning stage's name.
     """
 
     stage: str
     folder: Path
     identity: dict[str, Any]
     inputs: dict[str, str]
+    name: str = "pretrain"
+
+    @property
+    def label(self) -> str:
+        """What messages call the run: ``pretrain``, ``finetune`` or, for a stage of another name, ``finetune NAME``."""
+        return self.stage if self.name in ("pretrain", "sft") else f"{self.stage} {self.name}"
 
     @property
     def key(self) -> str:
@@ -227,7 +234,7 @@ def _by_last_checkpoint(folder: Path) -> Manifest | None:
     """Derive a run's manifest from its newest readable checkpoint, or return None if training did not end there."""
     for checkpoint, saved in _readable_checkpoints(folder):
         run = saved.details.get("run")
-        is_last = bool(run) and (saved.counts["step"] == run["steps"] or STOPPED_EARLY in saved.counts)
+        is_last = run and (saved.counts["step"] == run["steps"] or STOPPED_EARLY in saved.counts)
         return _finished_by(folder, checkpoint, saved) if is_last else None
     return None
 
@@ -238,10 +245,11 @@ def _finished_by(folder: Path, checkpoint: Path, saved: Manifest) -> Manifest:
     The result depends only on the checkpoints, so a lost manifest is restored exactly.
     """
     run = saved.details["run"]
-    chosen, weights = _best(folder, saved.key) if run.get(KEEP_BEST) else (None, None)
+    best = _best(folder, saved.key) if run.get(KEEP_BEST) else None
+    used, weights = best or (checkpoint, saved)
     details = {
-        "checkpoint": (chosen or checkpoint).name,
-        "weights": (weights or saved).fingerprint,
+        "checkpoint": used.name,
+        "weights": weights.fingerprint,
         "topology": saved.details["topology"],
         **{key: value for key, value in run.items() if key not in ("stage", "steps", KEEP_BEST)},
         **({STOPPED_EARLY: True} if STOPPED_EARLY in saved.counts else {}),
@@ -250,12 +258,13 @@ def _finished_by(folder: Path, checkpoint: Path, saved: Manifest) -> Manifest:
     return Manifest(run["stage"], saved.identity, saved.inputs, saved.versions, counts, {}, details)
 
 
-def _best(folder: Path, key: str) -> tuple[Path | None, Manifest | None]:
+def _best(folder: Path, key: str) -> tuple[Path, Manifest] | None:
     """Return the checkpoint of run ``key`` with the lowest validation loss, and its manifest; the earliest of equals.
 
-    Damaged checkpoints, and checkpoints without a finite loss, do not count. Returns (None, None) if there is no other.
+    Damaged checkpoints, and checkpoints without a finite loss, do not count. Returns None if there is no other.
     """
-    best, lowest = (None, None), math.inf
+    best: tuple[Path, Manifest] | None = None
+    lowest = math.inf
     for checkpoint, saved in reversed(list(_readable_checkpoints(folder))):
         loss = saved.counts.get("validation_loss")
         if saved.key != key or loss is None or not loss < lowest or manifest.faults(checkpoint, content=False):

@@ -22,11 +22,11 @@ def evaluate(recipe: Recipe) -> int:
         return _evaluate_task(recipe, layout)
     tokens = manifest.require(layout.tokens, "data")
     pretrained = _finished(layout, "pretrain")
-    finetuned = None if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
+    finetuned = {} if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
     inputs = {"tokens": tokens.fingerprint, "pretrain": pretrained[1]}
-    if finetuned is not None:
-        inputs["finetune"] = finetuned[1]
-        inputs["examples"] = manifest.require(layout.examples, "examples").fingerprint
+    for name, (_, weights) in finetuned.items():
+        inputs[name] = weights
+        inputs[f"examples of {name}"] = manifest.require(layout.examples_of(name), "examples").fingerprint
     identity = {
         "evaluate": recipe.evaluate.identity(),
         "generate": recipe.generate.identity(),
@@ -40,7 +40,11 @@ def evaluate(recipe: Recipe) -> int:
             from training.evaluate.results import evaluate_run
 
             results = evaluate_run(
-                recipe, layout, tokens.counts["validation"], pretrained[0], finetuned and finetuned[0]
+                recipe,
+                layout,
+                tokens.counts["validation"],
+                pretrained[0],
+                {stage: checkpoint for stage, (checkpoint, _) in finetuned.items()},
             )
             atomic.write_json(stage.work / EVALUATION, results)
             stage.publish(counts={}, versions=manifest.versions("torch", "zstandard"))
@@ -76,35 +80,41 @@ def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
         RequestError: the stage is not finished, or its training data have since been replaced. In the latter case, the
             model may have been trained on text that is now held out.
     """
-    folder = getattr(layout, stage)
+    folder, target = layout.training(stage), run_weights.target(stage)
     if (last := finished_checkpoint(folder)) is None or not last[0].is_dir():
-        raise RequestError(f"{folder} is not finished: run `{command_hints.make(stage)}` first")
-    saved = manifest.require(last[0], stage)
+        raise RequestError(f"{folder} is not finished: run `{command_hints.make(target)}` first")
+    saved = manifest.require(last[0], target)
     run_weights.check_tokenizer(last[0], saved, layout)
     if why := run_weights.stale(layout, stage):
         raise RequestError(
             f"{folder} is not current ({why}): it cannot be evaluated on data that it may have been trained on. Use "
             "the recipe and ARGS that it was trained with, or train again: "
-            f"`{command_hints.make(stage, None, 'run.replace=true')}`"
+            f"`{command_hints.make(target, None, 'run.replace=true')}`"
         )
     print(run_weights.line(last[0], saved), file=sys.stderr, flush=True)
     return last
 
 
-def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
-    """Return the fine-tuned checkpoint and its fingerprint.
+def _finetuned(recipe: Recipe, layout: RunLayout) -> dict[str, tuple[Path, str]]:
+    """Return each fine-tuning stage's checkpoint and its fingerprint, by the stage's name.
 
-    Returns None if fine-tuning has no checkpoint or is not finished, and the recipe does not require it.
+    Stages without a checkpoint, and stages that are not finished, are left out. ``generate.stage`` selects a single
+    stage, which must be finished.
     """
-    if recipe.generate.stage == "finetune":
-        return _finished(layout, "finetune")
-    if not has_weights(layout.finetune):
-        return None
-    run_weights.check_finetuning(layout)
-    if finished_checkpoint(layout.finetune) is None:
-        print(f"{layout.finetune}: training is not finished, so it is not evaluated", file=sys.stderr)
-        return None
-    return _finished(layout, "finetune")
+    if recipe.generate.stage is not None:
+        stage = run_weights.wanted_stage(recipe, layout)
+        return {stage: _finished(layout, stage)}
+    finetuned = {}
+    for section in recipe.finetune:
+        folder = layout.finetune(section.name)
+        if not has_weights(folder):
+            continue
+        run_weights.check_finetuning(layout, section.name)
+        if finished_checkpoint(folder) is None:
+            print(f"{folder}: training is not finished, so it is not evaluated", file=sys.stderr)
+        else:
+            finetuned[section.name] = _finished(layout, section.name)
+    return finetuned
 
 
 def _print(results: dict[str, Any]) -> None:
@@ -113,11 +123,10 @@ def _print(results: dict[str, Any]) -> None:
     print(f"  pretrained {pretrain['bits_per_byte']:.3f} bits per byte, loss {pretrain['loss']:.3f} nats per token")
     for name, row in baselines.items():
         print(f"  {name:<10} {row['bits_per_byte']:.3f} bits per byte")
-    if tuned := results.get("finetune"):
+    for name, tuned in results["finetune"].items():
         before, after = tuned["held_out_loss_before"], tuned["held_out_loss_after"]
-        print(
-            f"answers      {tuned['examples']} held out: loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"
-        )
+        change = f"loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"
+        print(f"{name:<12} {tuned['examples']} held-out answers: {change}")
         print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
     if results["experts"]:
         worst = max(facts["max_over_mean"] for facts in results["experts"].values())

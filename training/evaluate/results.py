@@ -1,5 +1,6 @@
 """Evaluates a run: models and baselines on the validation text, loss on held-out answers, and a sample."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _BIGRAM_TOKENS = 50_000_000
 
 
 def evaluate_run(
-    recipe: Recipe, layout: RunLayout, counts: dict[str, Any], pretrained: Path, finetuned: Path | None
+    recipe: Recipe, layout: RunLayout, counts: dict[str, Any], pretrained: Path, finetuned: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Evaluate a run and return the contents of ``evaluation.json``.
 
@@ -32,7 +33,7 @@ def evaluate_run(
         layout: the run's layout.
         counts: the token manifest's counts for the validation split.
         pretrained: folder of the pretrained checkpoint.
-        finetuned: folder of the fine-tuned checkpoint, or None.
+        finetuned: stage name -> folder of its checkpoint, for every fine-tuning stage to evaluate.
     """
     device = best_device(recipe)
     limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
@@ -54,16 +55,20 @@ def evaluate_run(
         "baselines": _baselines(recipe, layout, text, text_bytes),
         "experts": {layer: _load_facts(load) for layer, load in base.loads.items()},
     }
-    if finetuned is not None:
-        examples = ChatExamples(layout.examples, "held-out", tokenizer.pad_id)
-        before = _measure_answers(recipe, model, examples, device, "before")
-        model = load_model(recipe, finetuned, device)
-        after = _measure_answers(recipe, model, examples, device, "after")
-        tuned = measure(model, objective, windows, device, "validation, after")
-        results["finetune"] = {
-            "checkpoint": finetuned.name,
-            "examples": len(examples),
-            "held_out_loss_before": before.loss,
+    held_out = {stage: ChatExamples(layout.examples_of(stage), "held-out", tokenizer.pad_id) for stage in finetuned}
+    before = {
+        stage: _measure_answers(recipe, model, examples, device, f"{stage}, before")
+        for stage, examples in held_out.items()
+    }
+    results["finetune"] = {}
+    for stage, checkpoint in finetuned.items():
+        model = load_model(recipe, checkpoint, device)
+        after = _measure_answers(recipe, model, held_out[stage], device, f"{stage}, after")
+        tuned = measure(model, objective, windows, device, f"validation, after {stage}")
+        results["finetune"][stage] = {
+            "checkpoint": checkpoint.name,
+            "examples": len(held_out[stage]),
+            "held_out_loss_before": before[stage].loss,
             "held_out_loss_after": after.loss,
             "bits_per_byte": tuned.bits_per_byte(text_bytes),
         }
@@ -84,7 +89,7 @@ def _baselines(recipe: Recipe, layout: RunLayout, text: bytes, text_bytes: int) 
 def _measure_answers(recipe: Recipe, model: Any, examples: ChatExamples, device: torch.device, when: str) -> Measured:
     """Measure a model's loss on held-out answers.
 
-    ``when`` labels the progress bar: ``before`` or ``after`` fine-tuning.
+    ``when`` labels the progress bar: the stage, and ``before`` or ``after`` fine-tuning.
     """
     # Each answer is a separate sample, so there are no document boundaries to mask.
     objective = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))

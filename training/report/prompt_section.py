@@ -8,13 +8,12 @@ from training.report.run_files import RunFiles
 
 #: Number of steps shown from the start and from the end of training.
 _FIRST, _LAST = 3, 5
-_STAGES = {"pretrain": "pretraining", "finetune": "fine-tuning"}
 
 
 def prompt_section(run: RunFiles) -> str:
     """Return a table for each stage and prompt: the completion at each step or, if there are many, at some steps."""
     tables = [
-        _table(prompt, completions, _STAGES[stage])
+        _table(prompt, completions, "pretraining" if stage == "pretrain" else f"fine-tuning {stage}")
         for stage, records in run.training_samples.items()
         for prompt, completions in by_prompt(records).items()
     ]

@@ -36,7 +36,8 @@ class Objective(Protocol):
 class Sampler(Protocol):
     """Completes fixed prompts with the model in training."""
 
-    prompts: Sequence[str]
+    @property
+    def prompts(self) -> Sequence[str]: ...
 
     def complete(self, engine: Any, ranks: Ranks) -> list[str]:
         """Return each prompt's completion. Collective. The engine must be in evaluation mode."""

@@ -47,7 +47,7 @@ class MetricsCallback(Callback):
         self._curves.open(start + 1)
         if (wandb := self._context.train.wandb) is not None:
             self._wandb = WandbWriter(wandb, run)
-        self._bar = bar(self._context.train.steps, "step", run.stage, initial=start)
+        self._bar = bar(self._context.train.steps, "step", run.label, initial=start)
 
     def on_step_end(self, result: StepResult) -> None:
         if self._bar is None:

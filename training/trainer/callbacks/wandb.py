@@ -117,7 +117,7 @@ class WandbWriter:
         run = wandb.init(
             project=section.project,
             entity=section.entity,
-            name=f"{section.name or run_name}-{self._run.stage}",
+            name=f"{section.name or run_name}-{self._run.name}",
             group=run_name,
             job_type=self._run.stage,
             tags=list(section.tags),
