@@ -41,11 +41,10 @@ def _why_earlier(checkpoint: Path, saved: Manifest) -> str:
         ended = finished(folder) if checkpoint.parent.name == CHECKPOINTS else None
     except RequestError:
         ended = None
-    if ended is None or ended.key != saved.key:
-        return ", training is not finished"
+    is_used = ended is not None and ended.key == saved.key and ended.details["checkpoint"] == checkpoint.name
     if STOPPED_EARLY in saved.counts:
         return ", where training ended early"
-    return ", the lowest validation loss" if ended.details["checkpoint"] == checkpoint.name else ""
+    return ", the lowest validation loss" if is_used else ", training is not finished"
 
 
 def is_only_pretrained(saved: Manifest) -> bool:

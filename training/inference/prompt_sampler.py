@@ -46,17 +46,17 @@ class PromptSampler:
         assert section is not None
         self.prompts, self._tokenizer = section.prompts, tokenizer
         self._ids = [_encode(prompt, tokenizer, chat) for prompt in section.prompts]
-        longest = max(map(len, self._ids))
+        tokens = max(map(len, self._ids))
         self._limits = Limits(
             section.max_new_tokens,
-            context_length=recipe.model.max_seq_len or longest + section.max_new_tokens,
+            context_length=recipe.model.max_seq_len or tokens + section.max_new_tokens,
             vocabulary_size=tokenizer.vocab_size,
             stop_ids=set(tokenizer.stop_ids),
             banned_ids=[i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)],
         )
-        if longest > self._limits.context_length:
+        if tokens > self._limits.context_length:
             raise RequestError(
-                f"{_KEY}: a prompt has {longest} tokens, beyond model.max_position_embeddings "
+                f"{_KEY}: a prompt has {tokens} tokens, beyond model.max_position_embeddings "
                 f"({self._limits.context_length}): shorten it"
             )
 
@@ -78,8 +78,7 @@ class PromptSampler:
         """Return each row's most likely next token. A finished row may be as long as the context allows, or longer."""
         context = self._limits.context_length
         read = [ids[:context] for ids in rows]
-        longest = max(map(len, read))
-        length = min(context, -(-longest // _MULTIPLE) * _MULTIPLE)
+        length = min(context, -(-max(map(len, read)) // _MULTIPLE) * _MULTIPLE)
         inputs_BT = torch.tensor([ids + [0] * (length - len(ids)) for ids in read], device=ranks.device)
         last_B = torch.tensor([len(ids) - 1 for ids in read], device=ranks.device)
         logits_BTV = engine(inputs_BT)
