@@ -21,8 +21,9 @@ ID_FILE = "wandb-id"
 _BACKLOG = 10_000
 #: Seconds to wait for the last uploads when training ends or is interrupted.
 _FINISH_SECONDS = 10
-#: Seconds to wait for W&B's server at the start.
-_INIT_SECONDS = 60
+#: Seconds to wait for W&B's server at the start. A run that is interrupted meanwhile waits too, so this must be less
+#: than the grace period after a signal.
+_INIT_SECONDS = 30
 
 
 def check_wandb(section: WandbSection | None) -> None:
@@ -51,7 +52,7 @@ class WandbWriter:
         """
         self._section, self._run = section, run
         self._records: queue.Queue[dict[str, Any] | None] = queue.Queue(_BACKLOG)
-        self._is_dropping = False
+        self._is_dropping = self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -67,6 +68,7 @@ class WandbWriter:
         """Finish the W&B run, for at most a few seconds. What is not uploaded by then stays in ``wandb/``."""
         self._put(None)
         self._thread.join(_FINISH_SECONDS)
+        self._is_closed = True
         if self._thread.is_alive():
             warn(f"W&B did not finish in {_FINISH_SECONDS} s: upload the rest with `wandb sync`")
 
@@ -85,7 +87,8 @@ class WandbWriter:
             self._log()
         except Exception as error:  # wandb raises errors of many kinds, and none of them may end training
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            warn(f"W&B failed ({first_line}): training continues without it")
+            if not self._is_closed:
+                warn(f"W&B failed ({first_line}): training continues without it")
 
     def _log(self) -> None:
         import wandb
@@ -109,8 +112,8 @@ class WandbWriter:
             init_timeout=_INIT_SECONDS,
             finish_timeout=_FINISH_SECONDS,
         )
-        online = (section.mode or wandb.setup().settings.mode) == "online"
-        if online and not wandb.login(prompt=False, verify=False):
+        default_mode = wandb.setup(settings).settings.mode
+        if (section.mode or default_mode) == "online" and not wandb.login(prompt=False, verify=False):
             raise RequestError("no API key; run `wandb login`, or set train.wandb.mode=offline")
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
         run_name = recipe["run"]["name"]
