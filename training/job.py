@@ -59,6 +59,7 @@ class Job:
         notice: a line to print before the first step; may be empty.
         keep_best: whether later steps use the checkpoint with the lowest validation loss, rather than the last one.
         sampler: completes ``train.samples``; None if the recipe has none.
+        earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets.
     """
 
     run: TrainingRun
@@ -72,6 +73,7 @@ class Job:
     notice: str = ""
     keep_best: bool = False
     sampler: Sampler | None = None
+    earlier_validation: Sequence[Batch] = ()
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         objective=Objective(recipe.model, train),
         data=data,
         validation=job.validation,
+        earlier_validation=job.earlier_validation,
         balancer=balancer,
         saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),
         stop=stop,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from configs.schema.base import NonIdentity, Section
 
@@ -35,11 +35,16 @@ class SamplesSection(Section):
     See [training.md](training.md#samples).
     """
 
-    prompts: NonIdentity[tuple[_Name, ...]] = Field(
-        min_length=1,
+    prompts: NonIdentity[tuple[str, ...]] = Field(
         description="Texts to complete. In fine-tuning, each text is a user message, and the assistant answers it.",
     )
     max_new_tokens: NonIdentity[int] = Field(48, gt=0, description="Maximum number of new tokens per completion.")
+
+    @model_validator(mode="after")
+    def _has_texts(self) -> "SamplesSection":
+        if not self.prompts or not all(self.prompts):
+            raise ValueError("prompts has no text, or an empty one: list texts, or leave samples out")
+        return self
 
 
 class EarlyStoppingSection(Section):
