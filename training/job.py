@@ -257,7 +257,8 @@ def _train(context: TrainingContext) -> int:
         checkpoints = run.folder / CHECKPOINTS
         final = run.finish(checkpoints / checkpoint_name(trainer.step))
         weights = checkpoints / final.details["checkpoint"]
-        print(f"{run.label}: finished, {trainer.step} steps, weights in {weights}", flush=True)
+        why = "" if weights.name == checkpoint_name(trainer.step) else " (lowest validation loss)"
+        print(f"{run.label}: finished, {trainer.step} steps, weights in {weights}{why}", flush=True)
     return command.DONE
 
 

@@ -10,9 +10,9 @@ from wandb.proto.wandb_internal_pb2 import Record
 #: The file begins with ``:W&B``, a magic number and a version.
 _HEADER = 7
 _BLOCK = 32768
-#: A chunk begins with a checksum, its length and its type: whole record, first, middle or last part.
+#: A chunk begins with a checksum, its length and its type: complete record, first, middle or last part.
 _CHUNK = struct.Struct("<IHB")
-_WHOLE, _LAST = 1, 4
+_COMPLETE, _LAST = 1, 4
 
 
 def read_wandb(path: Path) -> list[Record]:
@@ -29,7 +29,7 @@ def read_wandb(path: Path) -> list[Record]:
         place += _CHUNK.size
         parts += content[place : place + length]
         place += length
-        if kind in (_WHOLE, _LAST):
+        if kind in (_COMPLETE, _LAST):
             records.append(Record.FromString(parts))
             parts = b""
     return records

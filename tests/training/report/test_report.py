@@ -25,9 +25,7 @@ from tests.support.paths import CHECKOUT
 from training.commands.report import report
 from training.report import curves
 from training.report.page import build_page, headline
-from training.report.prompt_section import prompt_section
 from training.report.run_files import read_run
-from training.report.training_sections import _events
 
 LAYERS = ("model.layers.1", "model.layers.2")
 _ANSWERS = {"held_out_loss_before": 4.1, "held_out_loss_after": 2.2, "examples": 150}
@@ -225,33 +223,6 @@ def test_content_from_files_is_escaped(complete, layout):
     assert not {"script", "img"} & set(page.elements)
     assert page.text.count("<script>alert('x')</script>") >= 2
     assert "shorter than <clean.min_chars>" in page.text
-
-
-def test_completions_of_prompts_are_shown_by_step(complete, layout):
-    """The first and the last steps of many, each as last sampled, with line breaks, and only where there are any."""
-    assert prompt_section(read_run(complete)) == ""
-    records = [
-        {"kind": "sample", "step": step, "prompt": prompt, "completion": f"{prompt} <{step}>\nend", "time": "now"}
-        for step in [*range(10, 210, 10), 10]
-        for prompt in ("One", "Two")
-    ]
-    records[-1]["completion"] = "again"
-    write_lines(layout.pretrain / "samples.jsonl", records)
-    write_lines(layout.finetune("sft") / "samples.jsonl", records[:4], end='{"kind": "sam')
-    text = prompt_section(read_run(complete))
-    section = Page(text).text
-    for words in ("One (pretraining)", "Two (fine-tuning sft)", "10 again", "… 12 more", "200 Two <200> end"):
-        assert words in section, words
-    assert "One <30>" in section and "One <160>" in section
-    assert "One <40>" not in section and "One <150>" not in section and "Two <10>" in section
-    assert 'class="texts"' in text and "One &lt;200&gt;\nend" in text
-
-
-def test_an_early_end_is_noted(complete, layout):
-    event = {"kind": "event", "step": 12, "event": "early_stop", "lowest_step": 9}
-    write_lines(layout.finetune("sft") / "metrics.jsonl", [train_record(12, 1.0), event])
-    text = _events(read_run(complete).finetune_metrics["sft"])
-    assert "Training ended early, at step 12. The validation loss was lowest at step 9." in text
 
 
 def test_same_files_give_the_same_page(complete):

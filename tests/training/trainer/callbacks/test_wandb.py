@@ -97,7 +97,7 @@ def _config_items(record):
     return record.config.update if kind == "config" else record.run.config.update if kind == "run" else ()
 
 
-def test_a_failure_is_reported_once_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_reported_once_and_training_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log_steps(context(tmp_path, "online"), 1, 2, 3)
     error = capsys.readouterr().err
     assert error.count("W&B failed") == 1
