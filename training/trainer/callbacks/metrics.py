@@ -7,8 +7,7 @@ several lines. Readers use a step's last line (``artefacts.metrics_log.read_metr
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 import torch
@@ -23,9 +22,6 @@ from training.trainer.callbacks.resilient_writer import ResilientWriter
 from training.trainer.callbacks.wandb import WandbWriter
 from training.trainer.context import TrainingContext
 
-if TYPE_CHECKING:
-    from training.trainer.callbacks.tensorboard import TensorBoardWriter
-
 #: Steps between TensorBoard values per router, and per expert. They are logged less often than other values because
 #: TensorBoard computes its checksums in Python, and because a large model has thousands of per-expert curves.
 _LAYERS_EVERY, _EXPERTS_EVERY = 10, 100
@@ -36,9 +32,6 @@ class MetricsCallback(Callback):
 
     def __init__(self, context: TrainingContext) -> None:
         self._context = context
-        folder = context.run.folder
-        self._lines = ResilientWriter(metrics_log.NAME, lambda _: LineWriter(folder / metrics_log.NAME))
-        self._curves = ResilientWriter("tensorboard/", lambda step: _open_tensorboard(folder / "tensorboard", step))
         self._bar: tqdm | None = None
         self._wandb: WandbWriter | None = None
 
@@ -46,20 +39,18 @@ class MetricsCallback(Callback):
         self._open()
 
     def _open(self) -> None:
-        """Open the files and the progress bar, unless they are open. Rank 0 only; other ranks log nothing."""
+        """Open the files, W&B and the progress bar, unless they are open. Rank 0 only; other ranks log nothing."""
         if not self._context.ranks.first or self._bar is not None:
             return
-        start = self._context.start_step
-        self._open(start + 1)
-        self._bar = bar(self._context.train.steps, "step", self._context.run.label, initial=start)
+        from training.trainer.callbacks.tensorboard import TensorBoardWriter
 
-    def _open(self, step: int) -> None:
-        """Open whatever is not open yet. The validation before the first step is written before ``on_train_begin``."""
-        self._lines.open(step)
-        self._curves.open(step)
-        section = self._context.train.wandb
-        if section is not None and self._wandb is None:
-            self._wandb = WandbWriter(section, self._context.run)
+        run, start, wandb = self._context.run, self._context.start_step, self._context.train.wandb
+        self._lines = ResilientWriter(metrics_log.NAME, lambda step: LineWriter(run.folder / metrics_log.NAME))
+        self._curves = ResilientWriter("tensorboard/", lambda step: TensorBoardWriter(run.folder / "tensorboard", step))
+        self._lines.open(start + 1)
+        self._curves.open(start + 1)
+        self._wandb = None if wandb is None else WandbWriter(wandb, run)
+        self._bar = bar(self._context.train.steps, "step", run.label, initial=start)
 
     def on_step_end(self, result: StepResult) -> None:
         if self._bar is None:
@@ -108,7 +99,6 @@ class MetricsCallback(Callback):
         self._open()  # a callback that comes earlier may write before the first step
         step, now = record["step"], datetime.now(UTC).isoformat(timespec="milliseconds")
         line = orjson.dumps({**record, "time": now}) + b"\n"
-        self._open(step)
         self._lines.write(step, lambda lines: lines.add(line))
         values = dict(_curves(record))
         self._curves.write(step, lambda curves: curves.add(step, values))
@@ -124,17 +114,10 @@ class MetricsCallback(Callback):
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._lines.close()
-        self._curves.close()
+            self._lines.close()
+            self._curves.close()
         if self._wandb is not None:
             self._wandb.close()
-
-
-def _open_tensorboard(folder: Path, step: int) -> "TensorBoardWriter":
-    # Importing TensorBoard takes a while, and only rank 0 needs it.
-    from training.trainer.callbacks.tensorboard import TensorBoardWriter
-
-    return TensorBoardWriter(folder, step)
 
 
 def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
