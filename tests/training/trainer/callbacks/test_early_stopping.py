@@ -49,20 +49,15 @@ def test_without_a_section_training_never_ends_early() -> None:
 @pytest.mark.engine
 def test_a_resumed_run_on_other_ranks_ends_at_the_same_step_and_keeps_the_best(tmp_path: Path) -> None:
     more = ("train.eval_every=1", "train.keep=1", "train.learning_rate=0.1", "train.early_stopping.patience=2")
-    complete = Task(Cell(2, 1, 1), tmp_path / "complete", more)
-    crashed = Task(Cell(2, 2, 1), tmp_path / "crashed", (*more, "train.simulate_crash_at=2"))
-    resumed = Task(Cell(2, 1, 3), tmp_path / "crashed", more)
-    run_tasks([complete, crashed, resumed], tmp_path)
-    ends = []
-    for task in (complete, resumed):
-        records = read_metrics(task.out / "metrics.jsonl")
-        steps = saved_steps(task.out / "checkpoints")
-        last = manifest.require(task.out / "checkpoints" / f"step-{steps[-1]:08d}", "pretrain")
-        losses = {record["step"]: record["loss"] for record in records["validation"]}
-        (event,) = records["event"]
-        best = min(losses, key=lambda step: losses[step])
-        assert last.counts[STOPPED_EARLY] and event["event"] == "early_stop"
-        assert event["step"] == steps[-1] == records["train"][-1]["step"] < 8
-        assert event["lowest_step"] == best == steps[0] and best < steps[-1]
-        ends.append((steps, last.details["state"]["early_stopping"]["waited"]))
-    assert ends[0] == ends[1]
+    crashed = Task(Cell(2, 2, 1), tmp_path / "out", (*more, "train.simulate_crash_at=2"))
+    resumed = Task(Cell(2, 1, 2), tmp_path / "out", more)
+    run_tasks([crashed, resumed], tmp_path)
+    records = read_metrics(resumed.out / "metrics.jsonl")
+    end, best = ends_at([record["loss"] for record in records["validation"]], patience=2)
+    assert end is not None and best is not None and 2 < end < 8
+    (event,) = records["event"]
+    assert (event["event"], event["step"], event["lowest_step"]) == ("early_stop", end, best)
+    assert records["train"][-1]["step"] == end
+    assert saved_steps(resumed.out / "checkpoints") == [best, end], "train.keep=1 keeps the best too"
+    last = manifest.require(resumed.out / "checkpoints" / f"step-{end:08d}", "pretrain")
+    assert last.counts[STOPPED_EARLY] and last.details["state"]["early_stopping"]["waited"] == 2
