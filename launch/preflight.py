@@ -125,7 +125,7 @@ def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
             "space, or set run.root to another disk"
         )
     train = recipe.train
-    most = train.keep + train.keep_best + 1
+    most = train.keep + max(train.keep_best, int(train.early_stopping is not None)) + 1
     if train.save_every:
         most = min(most, train.steps // train.save_every + 1)
     missing = (most - len(checkpoints(run.folder))) * size

@@ -121,6 +121,16 @@ def test_a_packed_step_has_the_examples_of_an_unpacked_one(layout: RunLayout) ->
         assert record["targets"] == sum(batch.targets for batch in unpacked.micro_batches(step, 0, 1, 8))
 
 
+def test_samples_are_taken_at_every_checkpoint(layout: RunLayout) -> None:
+    steps = {}
+    for stage in ("pretrain", "sft"):
+        records = list(read_records(layout.training(stage) / "samples.jsonl"))
+        assert {(record["kind"], record["prompt"]) for record in records} == {("sample", "What does")}
+        steps[stage] = {record["step"] for record in records}
+    assert max(steps["pretrain"]) == 44 and steps["sft"] == {4, 8}
+    assert "What does (fine-tuning sft)" in layout.report.read_text(encoding="utf-8")
+
+
 def test_running_again_does_nothing(root: Path, layout: RunLayout) -> None:
     before = sorted((p, p.stat().st_mtime_ns) for p in layout.run.rglob("*") if p.is_file())
     done = call("launch", "demo", root=root)

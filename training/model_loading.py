@@ -8,7 +8,6 @@ import torch
 
 from artefacts import manifest
 from artefacts.errors import RequestError
-from artefacts.training_folder import CHECKPOINTS
 from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -16,7 +15,7 @@ from tokenizer import chat_template
 from tokenizer.base import Tokenizer
 from tokenizer.chat_template import ChatTemplate
 from training.checkpoint.full_weights import read_weights, require_checkpoint
-from training.checkpoint.load import newest_complete
+from training.checkpoint.load import usable_checkpoint
 from training.distributed.device import choose_device
 from training.export.weights import load_backbone, load_weights
 from training.layers import cpu
@@ -70,7 +69,7 @@ def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]
 
 
 def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
-    """Return ``generate.weights``, or the newest checkpoint of ``generate.stage``, and print the choice to stderr.
+    """Return ``generate.weights``, or the usable checkpoint of ``generate.stage``, and print the choice to stderr.
 
     Raises:
         RequestError: there is no checkpoint, the checkpoint has a different tokenizer or model, or the stage is not set
@@ -84,7 +83,7 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
         stage = run_weights.wanted_stage(recipe, layout)
         if stage != "pretrain" and section.stage is None:
             run_weights.check_finetuning(layout, stage)
-        newest = newest_complete(layout.training(stage) / CHECKPOINTS)
+        newest = usable_checkpoint(layout.training(stage))
         if newest is None:
             raise run_weights.none_yet(layout, stage)
         for line in newest.skipped:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import Section
 from configs.schema.examples import ExamplesSection
+from configs.schema.tracking import EarlyStoppingSection
 
 #: Names that mean something else, where a stage is selected (``generate.stage``) or as a folder.
 _OTHER_STAGES = ("pretrain", "finetune", "previous")
@@ -55,6 +56,24 @@ class FinetuneSection(Section):
         description="Approximate fraction of a step's tokens that are pretraining text, with a loss on every token. "
         "It keeps the model from forgetting. Requires `packing`. 0 disables this.",
     )
+    eval_every: int | None = Field(
+        None,
+        ge=0,
+        description="Steps between validations on the held-out examples. Defaults to a tenth of the steps. With 0, "
+        "validation runs only after the last step.",
+    )
+    early_stopping: EarlyStoppingSection | None = Field(None, description="By default, fine-tuning does not end early.")
+    keep_best: bool = Field(
+        True,
+        description="`true`: later steps use the checkpoint with the lowest validation loss. A checkpoint is saved "
+        "whenever a validation has a new lowest loss. `false`: later steps use the last checkpoint.",
+    )
+
+    @model_validator(mode="after")
+    def _is_validated(self) -> "FinetuneSection":
+        if self.early_stopping and self.eval_every == 0:
+            raise ValueError("early_stopping needs validations: leave out eval_every, or set it above 0")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -118,6 +118,8 @@ class Recipe(Section):
         family = f"model.family={self.family}"
         if self.finetune:
             raise ValueError(f"finetune: {family} is not a language model and has no chat: leave it out")
+        if self.train.samples:
+            raise ValueError(f"train.samples: {family} is not a language model and completes no text: leave it out")
         if self.train.packing != "windows":
             raise ValueError(f"train.packing ({self.train.packing}): {family} learns from examples: leave it out")
         if self.train.mask_documents:

@@ -154,8 +154,9 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
         stage = published.details.get("stage")
         for newest in checkpoints(layout.training(stage))[-1:] if stage else []:
             with suppress(RequestError):
-                saved = manifest.read(newest)
+                saved, ended = manifest.read(newest), finished(layout.run / stage)
                 now |= {"checkpoint": saved.fingerprint} if saved else {}
+                now |= {"checkpoint": ended.details["weights"]} if ended else {}
     if name == "evaluation":
         for stage in ("pretrain", *layout.finetuned()):
             with suppress(RequestError):  # reported when the stage is checked

@@ -13,6 +13,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.finetune import FinetuneSection
 from configs.schema.train import ScheduleSection, TrainSection
+from tokenizer.chat_template import ChatTemplate
 from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.data.build import replayed, validation_windows
@@ -21,9 +22,12 @@ from training.data.examples import ExampleData
 from training.data.packed_examples import PackedExampleData, packed_in_order
 from training.data.replay import Replay, samples_per_step
 from training.export.weights import load_weights
+from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
 from training.runs import finetune_run, finished_checkpoint, next_run
 
+#: Number of validations during fine-tuning, unless the recipe sets ``eval_every``.
+_VALIDATIONS = 10
 #: Minimum number of windows of pretraining's validation text that measure what fine-tuning forgets.
 _LEAST_WINDOWS = 16
 
@@ -42,9 +46,10 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return command.DONE
-    pad = load_tokenizer(layout.tokenizer).pad_id
-    examples = ChatExamples(layout.examples_of(run.name), "train", pad)
-    held_out = ChatExamples(layout.examples_of(run.name), "held-out", pad)
+    folder, tokenizer = layout.examples_of(run.name), load_tokenizer(layout.tokenizer)
+    examples, held_out = (ChatExamples(folder, split, tokenizer.pad_id) for split in ("train", "held-out"))
+    source = manifest.require(folder, "examples").details["template"]["source"]
+    template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
     train = _train_section(recipe, section, len(examples))
     replay = _replay(recipe, layout, section, examples)
     packed = PackedExampleData(examples, section.batch_examples, section.max_length, recipe.run.seed, replay)
@@ -70,7 +75,9 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         earlier_validation=windows.spread(count, recipe.micro_batch),
         check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
-        chat_template=manifest.require(layout.examples_of(run.name), "examples").details["template"]["source"],
+        chat_template=source,
+        keep_best=section.keep_best,
+        sampler=prompt_sampler(recipe, tokenizer, template),
     )
     return run_job(recipe, job, stop)
 
@@ -107,7 +114,8 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "context_length": section.max_length,
         "mask_documents": section.packing,  # without packing, every sample is a single example
         "router_bias_update_rate": 0.0,
-        "eval_every": min(recipe.train.eval_every, steps),
+        "eval_every": math.ceil(steps / _VALIDATIONS) if section.eval_every is None else section.eval_every,
+        "early_stopping": section.early_stopping,
         "simulate_crash_at": None,
     }
     return recipe.train.model_copy(update=changes)
