@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from configs.schema.base import OptionalPath, Section
+from configs.schema.preference import PreferenceSection
 
 
 class ExamplesSection(Section):
@@ -44,6 +45,10 @@ class ExamplesSection(Section):
 _OTHER_STAGES = ("pretrain", "finetune", "previous")
 
 
+#: Methods that learn from pairs of a chosen and a rejected answer.
+PAIRS = ("dpo",)
+
+
 class FinetuneSection(Section):
     """Fine-tuning on chat examples: one stage or, as a list, several in a row. Leave it out if you do not fine-tune.
 
@@ -57,8 +62,10 @@ class FinetuneSection(Section):
         examples=["sft"],
         description="Name of the stage, and of its folders in `finetune/` and `examples/`. Defaults to the method.",
     )
-    method: Literal["sft"] = Field(
-        "sft", description="What the stage learns from. `sft`: answers (supervised fine-tuning)."
+    method: Literal["sft", "dpo"] = Field(
+        "sft",
+        description="What the stage learns from. `sft`: answers (supervised fine-tuning). `dpo`: pairs of a chosen and "
+        "a rejected answer (direct preference optimization).",
     )
     start_from: str | None = Field(
         None,
@@ -66,8 +73,13 @@ class FinetuneSection(Section):
         "the stage before it. With `pretrain`, several fine-tunings of the same pretraining stand side by side.",
     )
     examples: ExamplesSection = ExamplesSection()
+    preference: PreferenceSection | None = Field(
+        None, description="The loss over pairs. Only with `method: dpo`, where it may be left out."
+    )
     epochs: float = Field(1.0, gt=0, description="Number of passes over the examples.")
-    batch_examples: int = Field(32, gt=0, description="Examples per optimizer step, over all ranks.")
+    batch_examples: int = Field(
+        32, gt=0, description="Examples per optimizer step, over all ranks. With `method: dpo`, an example is a pair."
+    )
     learning_rate: float = Field(gt=0, description="Peak learning rate. Usually a fraction of the pretraining rate.")
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warmup.")
     final_fraction: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a fraction of the peak.")
@@ -80,6 +92,25 @@ class FinetuneSection(Section):
         if isinstance(value, dict) and value.get("name") is None:
             return {**value, "name": stage_name(value)}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_loss(cls, value: Any) -> Any:
+        """Give a preference stage the default loss."""
+        if isinstance(value, dict) and value.get("method") in PAIRS and value.get("preference") is None:
+            return {**value, "preference": {}}
+        return value
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> "FinetuneSection":
+        if self.preference and self.method not in PAIRS:
+            raise ValueError("preference is read with method=dpo only: leave it out, or set method=dpo")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that an example has in a batch: 2 for a pair of answers."""
+        return 2 if self.method in PAIRS else 1
 
     @model_validator(mode="after")
     def _name_is_free(self) -> "FinetuneSection":

@@ -1,9 +1,11 @@
-"""``python -m training finetune``: trains one fine-tuning stage on chat examples.
+"""``python -m training finetune``: trains one fine-tuning stage on chat examples or on pairs of answers.
 
 Only the assistant's messages contribute to the loss.
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
 from artefacts.signals import StopRequest
 from configs import command
@@ -16,8 +18,11 @@ from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
+from training.data.preferences import PreferenceExamples
 from training.export.weights import load_weights
 from training.job import Job, run_job
+from training.preference.objective import PreferenceObjective
+from training.preference.reference import Reference, reference_inputs
 from training.runs import finetune_run, finished_checkpoint, next_run
 
 
@@ -35,11 +40,9 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return command.DONE
-    pad = load_tokenizer(layout.tokenizer).pad_id
-    examples = ChatExamples(layout.examples_of(run.name), "train", pad)
-    held_out = ChatExamples(layout.examples_of(run.name), "held-out", pad)
+    examples, held_out = _examples(layout, section, "train"), _examples(layout, section, "held-out")
     train = _train_section(recipe, section, len(examples))
-    micro_batch = _micro_batch(recipe, section)
+    micro_batch = recipe.micro_batch_of(section)
     start = finished_checkpoint(layout.training(recipe.start_of(section)))
     assert start is not None, "finetune_run refuses to start from a stage that is not finished"
     weights = start[0]
@@ -49,19 +52,22 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         global_batch=section.batch_examples,
         micro_batch=micro_batch,
         data=ExampleData(examples, section.batch_examples, recipe.run.seed),
-        validation=held_out.in_order(micro_batch),
+        validation=lambda: held_out.in_order(micro_batch),
         check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
     )
+    if section.preference:
+        objective = PreferenceObjective(recipe.model, train, section.preference)
+        splits = {"train": examples, "held-out": held_out}
+        reference = Reference(run.folder, reference_inputs(run), splits, objective, micro_batch)
+        job = replace(job, objective=objective, preparation=reference)
     return run_job(recipe, job, stop)
 
 
-def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
-    """Return the largest micro-batch that divides a rank's batch and has no more tokens than in pretraining."""
-    share = section.batch_examples // recipe.ranks
-    tokens = recipe.micro_batch * recipe.train.context_length
-    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]
-    return max(fitting, default=1)
+def _examples(layout: RunLayout, section: FinetuneSection, split: str) -> Any:
+    """Read a stage's examples of one split: ``ChatExamples`` or ``PreferenceExamples``."""
+    folder, pad = layout.examples_of(section.name), load_tokenizer(layout.tokenizer).pad_id
+    return (PreferenceExamples if section.preference else ChatExamples)(folder, split, pad)
 
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:

@@ -40,15 +40,18 @@ class ValidationCallback(Callback):
         self._last_step = step
         engine, ranks = self._context.engine, self._context.ranks
         engine.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums: torch.Tensor | float = 0.0
         for batch in self._batches:
-            loss, targets = self._context.objective.cross_entropy(engine, batch.to(ranks.device))
-            sums += torch.stack([loss.cpu().double(), targets.cpu().double()])
+            measured = self._context.objective.validate(engine, batch.to(ranks.device))
+            numbers = [[float(total), count] for total, count in measured.values()]
+            sums = sums + torch.tensor(numbers, dtype=torch.float64)
         engine.train()
+        assert isinstance(sums, torch.Tensor)
         sum_over_ranks(sums)
-        self._loss = float(sums[0] / sums[1])
+        self._loss, *others = (sums[:, 0] / sums[:, 1]).tolist()
         if ranks.first:
-            self._metrics.write({"kind": "validation", "step": step, "loss": self._loss})
+            also = dict(zip(list(measured)[1:], others, strict=True))
+            self._metrics.write({"kind": "validation", "step": step, "loss": self._loss, **also})
             log(f"step {step}: validation loss {self._loss:.4f}")
 
 
