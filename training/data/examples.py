@@ -64,12 +64,13 @@ def read_columns(folder: Path, split: str, names: list[str], target: str) -> pya
     tables = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
         with repair_hints.reading("examples", path):
+            present = pq.read_schema(path).names
+            if missing := [name for name in names if name not in present]:
+                raise RequestError(
+                    f"{path} has no column {missing[0]}: the examples were made for another method; run "
+                    f"`{command_hints.make(target)}`"
+                )
             tables.append(pq.read_table(path, columns=names))
-        if missing := [name for name in names if name not in tables[-1].column_names]:
-            raise RequestError(
-                f"{path} has no column {missing[0]}: the examples were made for another method; run "
-                f"`{command_hints.make(target)}`"
-            )
     table = pyarrow.concat_tables(tables) if tables else pyarrow.table({})
     if not len(table):
         raise RequestError(f"{folder}: no {split} examples; run `{command_hints.make(target)}`")

@@ -76,6 +76,7 @@ def publish_examples(folder: Path, tokenizer: str) -> None:
 
 def with_pairs(root: Path, model: dict[str, Any] | None = None, *overrides: str) -> tuple[Recipe, RunLayout]:
     """A run with random weights as its finished pretraining, and pairs for the stage ``dpo``."""
+    root.mkdir(parents=True, exist_ok=True)
     recipe = tiny_recipe(root, model or MODEL, *STAGE, *overrides)
     layout = RunLayout.of(recipe)
     files = manifest.describe_files(layout.tokenizer)
