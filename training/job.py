@@ -75,6 +75,7 @@ class Job:
         notice: a line to print before the first step; may be empty.
         objective: the losses to minimize. Defaults to the language model's.
         preparation: computed from the start weights, even if the run resumes and has lost it.
+        earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets.
     """
 
     run: TrainingRun
@@ -88,6 +89,7 @@ class Job:
     notice: str = ""
     objective: ObjectiveProtocol | None = None
     preparation: Preparation | None = None
+    earlier_validation: Sequence[Batch] = ()
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         objective=job.objective or Objective(recipe.model, train),
         data=data,
         validation=job.validation(),
+        earlier_validation=job.earlier_validation,
         balancer=balancer,
         saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),
         stop=stop,

@@ -16,6 +16,7 @@ from configs.schema.finetune import FinetuneSection
 from configs.schema.train import ScheduleSection, TrainSection
 from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights, require_checkpoint
+from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.data.preferences import PreferenceExamples
@@ -24,6 +25,9 @@ from training.job import Job, run_job
 from training.preference.objective import PreferenceObjective
 from training.preference.reference import Reference, reference_inputs
 from training.runs import finetune_run, finished_checkpoint, next_run
+
+#: Minimum number of windows of pretraining's validation text that measure what fine-tuning forgets.
+_LEAST_WINDOWS = 16
 
 
 def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int:
@@ -46,6 +50,9 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     start = finished_checkpoint(layout.training(recipe.start_of(section)))
     assert start is not None, "finetune_run refuses to start from a stage that is not finished"
     weights = start[0]
+    windows = validation_windows(recipe, layout, mark_samples=train.mask_documents)
+    # As many tokens as the held-out examples have, so that measuring both costs about the same.
+    count = max(_LEAST_WINDOWS, -(-held_out.tokens // windows.context_length))
     job = Job(
         run=run,
         train=train,
@@ -53,6 +60,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         micro_batch=micro_batch,
         data=ExampleData(examples, section.batch_examples, recipe.run.seed),
         validation=lambda: held_out.in_order(micro_batch),
+        earlier_validation=windows.spread(count, recipe.micro_batch),
         check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
     )
@@ -78,7 +86,7 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         warmup_steps=min(steps - 1, round(steps * section.warmup_fraction)),
         final_fraction=section.final_fraction,
     )
-    changes = {
+    changes: dict[str, Any] = {
         "steps": steps,
         "learning_rate": section.learning_rate,
         "schedule": schedule,
@@ -88,4 +96,6 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "eval_every": min(recipe.train.eval_every, steps),
         "simulate_crash_at": None,
     }
+    if section.preference:
+        changes["mtp_loss"] = 0.0  # a pair's loss has no such part
     return recipe.train.model_copy(update=changes)

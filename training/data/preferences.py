@@ -39,6 +39,11 @@ class PreferenceExamples(Examples):
     def __len__(self) -> int:
         return len(self._ids[0])
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all answers and their prompts."""
+        return sum(int(side.lengths(range(len(self))).sum()) for side in self._ids)
+
     def read(self, indices: Indices) -> Batch:
         """Return n pairs as 2n rows: the chosen answers, then the rejected ones in the same order.
 

