@@ -7,7 +7,7 @@ run's manifest.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -38,9 +38,26 @@ from training.objective import Objective
 from training.optim.build import bind_partitions, build_optimizer
 from training.trainer.callbacks.build import build_callbacks
 from training.trainer.callbacks.wandb import check_wandb
+from training.trainer.context import Objective as ObjectiveProtocol
 from training.trainer.context import Sampler, TrainingContext
 from training.trainer.load_balancer import Balancer
 from training.trainer.trainer import Ended, Trainer
+
+
+class Preparation(Protocol):
+    """Something that a job computes with its start weights before the first step, and keeps in the run's folder."""
+
+    def is_missing(self) -> bool:
+        """Return whether it must be computed, because the run is new or the kept files are damaged. Rank 0 only."""
+        ...
+
+    def compute(self, engine: Any, ranks: Ranks) -> None:
+        """Compute it with an engine that holds the start weights, and keep it. Collective."""
+        ...
+
+    def install(self, ranks: Ranks) -> None:
+        """Add what was kept to the job's data. Collective."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,12 +70,14 @@ class Job:
         global_batch: samples per optimizer step.
         micro_batch: samples per rank and forward pass.
         data: the micro-batches of every step.
-        validation: the batches for the validation loss during training.
+        validation: returns the batches for the validation loss during training, once ``preparation`` is installed.
         check_inputs: called before a new run is opened; raises RequestError if the run's inputs are damaged.
         init_weights: initializes the fp32 model's weights, including only the routed experts in the given range.
         notice: a line to print before the first step; may be empty.
         keep_best: whether later steps use the checkpoint with the lowest validation loss, rather than the last one.
         sampler: completes ``train.samples``; None if the recipe has none.
+        objective: the losses to minimize. Defaults to the language model's.
+        preparation: computed from the start weights, even if the run resumes and has lost it.
         earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets.
         chat_template: the Jinja program of the template that the examples were rendered with. It is recorded in the
             checkpoints, because a conversation with the model needs the same template. Empty in pretraining.
@@ -69,12 +88,14 @@ class Job:
     global_batch: int
     micro_batch: int
     data: Data
-    validation: Sequence[Batch]
+    validation: Callable[[], Sequence[Batch]]
     check_inputs: Callable[[], object]
     init_weights: Callable[[torch.nn.Module, range], None]
     notice: str = ""
     keep_best: bool = False
     sampler: Sampler | None = None
+    objective: ObjectiveProtocol | None = None
+    preparation: Preparation | None = None
     earlier_validation: Sequence[Batch] = ()
     chat_template: str = ""
 
@@ -89,6 +110,7 @@ class _Start:
         identity: the facts about the run that are recorded in checkpoints.
         ranks: this process's position among all ranks.
         resumption: restores the newest checkpoint; None for a new run.
+        prepares: whether the job's preparation must be computed.
     """
 
     recipe: Recipe
@@ -96,11 +118,17 @@ class _Start:
     identity: RunIdentity
     ranks: Ranks
     resumption: Resumption | None
+    prepares: bool
 
     @property
     def step(self) -> int:
         """Number of optimizer steps already done."""
         return self.resumption.checkpoint.step if self.resumption else 0
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the model must hold the start weights before a checkpoint is loaded."""
+        return self.resumption is None or self.prepares
 
 
 def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
@@ -111,6 +139,7 @@ def run_job(recipe: Recipe, job: Job, stop: StopRequest) -> int:
     """
     with _joined(recipe, job, stop) as start:
         engine = _build_engine(start, _build_model(start))
+        _prepare(start, engine)
         with Prefetched(job.data, job.train.prefetch, job.train.steps, start.ranks.device) as data:
             context = _build_context(start, engine, data, stop)
             _print_start(start)
@@ -138,7 +167,11 @@ def _joined(recipe: Recipe, job: Job, stop: StopRequest) -> Iterator[_Start]:
         if resumption is None:
             _on_first_rank(ranks, job.check_inputs)
         _on_first_rank(ranks, lambda: job.run.open(dump_recipe(recipe), recipe.run.may_replace(job.run.stage)))
-        yield _Start(recipe, job, identity, ranks, resumption)
+        preparation = job.preparation
+        prepares = broadcast_value(ranks.first and preparation is not None and preparation.is_missing())
+        if prepares and resumption is not None:
+            _on_first_rank(ranks, job.check_inputs)
+        yield _Start(recipe, job, identity, ranks, resumption, prepares)
 
 
 def _check_ranks(recipe: Recipe, job: Job, ranks: Ranks) -> None:
@@ -164,13 +197,13 @@ def _on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
 
 
 def _build_model(start: _Start) -> Any:
-    """Build the model in fp32 on CPU, and initialize its weights if the run is new."""
+    """Build the model in fp32 on CPU, and initialize its weights if they are needed."""
     recipe, job, ranks = start.recipe, start.job, start.ranks
     # Routers draw their noise from this generator, which is seeded differently on each rank. If the run resumes with a
     # different number of ranks, it starts from a new seed; otherwise the checkpoint's RNG states replace it.
     torch.manual_seed((recipe.run.seed + start.step) * ranks.size + ranks.rank)
     model = build_model(recipe.model, recipe.vocab_size)
-    if start.resumption is None:
+    if start.needs_weights:
         experts = recipe.model.backbone_section.expert_count
         job.init_weights(model, local_experts(ranks.rank, experts, recipe.expert_parallel))
     model.set_activation_checkpointing(job.train.activation_checkpointing)
@@ -192,6 +225,16 @@ def _build_engine(start: _Start, model: Any) -> Any:
     return engine
 
 
+def _prepare(start: _Start, engine: Any) -> None:
+    """Compute the job's preparation if it is missing, and install it. The engine must not be restored yet."""
+    preparation = start.job.preparation
+    if preparation is None:
+        return
+    if start.prepares:
+        preparation.compute(engine, start.ranks)
+    preparation.install(start.ranks)
+
+
 def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) -> TrainingContext:
     """Restore the engine if the run resumes, and build the context for the trainer and its callbacks."""
     recipe, job, train, ranks = start.recipe, start.job, start.job.train, start.ranks
@@ -208,9 +251,9 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         train=train,
         ranks=ranks,
         engine=engine,
-        objective=Objective(recipe.model, train),
+        objective=job.objective or Objective(recipe.model, train),
         data=data,
-        validation=job.validation,
+        validation=job.validation(),
         earlier_validation=job.earlier_validation,
         balancer=balancer,
         saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),

@@ -6,10 +6,15 @@ from pydantic import Field, model_validator
 
 from configs.schema.base import Section
 from configs.schema.examples import ExamplesSection
+from configs.schema.preference import PreferenceSection
 from configs.schema.tracking import EarlyStoppingSection
 
 #: Names that mean something else, where a stage is selected (``generate.stage``) or as a folder.
 _OTHER_STAGES = ("pretrain", "finetune", "previous")
+
+
+#: Methods that learn from pairs of a chosen and a rejected answer.
+PAIRS = ("dpo",)
 
 
 class FinetuneSection(Section):
@@ -27,8 +32,8 @@ class FinetuneSection(Section):
     )
     method: Literal["sft", "dpo"] = Field(
         "sft",
-        description="What the stage learns from. `sft`: answers (supervised fine-tuning). `dpo`: preferences, that is, "
-        "pairs of a chosen and a rejected answer.",
+        description="What the stage learns from. `sft`: answers (supervised fine-tuning). `dpo`: pairs of a chosen and "
+        "a rejected answer (direct preference optimization).",
     )
     start_from: str | None = Field(
         None,
@@ -36,18 +41,23 @@ class FinetuneSection(Section):
         "the stage before it. With `pretrain`, several fine-tunings of the same pretraining stand side by side.",
     )
     examples: ExamplesSection = ExamplesSection()
+    preference: PreferenceSection | None = Field(
+        None, description="The loss over pairs. Only with `method: dpo`, where it may be left out."
+    )
     epochs: float = Field(1.0, gt=0, description="Number of passes over the examples.")
-    batch_examples: int = Field(32, gt=0, description="Examples per optimizer step, over all ranks.")
+    batch_examples: int = Field(
+        32, gt=0, description="Examples per optimizer step, over all ranks. With `method: dpo`, an example is a pair."
+    )
     learning_rate: float = Field(gt=0, description="Peak learning rate. Usually a fraction of the pretraining rate.")
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Fraction of the steps used for linear warmup.")
     final_fraction: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a fraction of the peak.")
     max_length: int = Field(
         gt=1, description="Maximum tokens per example. `examples.too_long` says what happens to longer examples."
     )
-    packing: bool = Field(
-        True,
+    packing: bool | None = Field(
+        None,
         description="Pack the examples of a step into rows of up to `max_length` tokens, which saves padding. Examples "
-        "do not attend to each other. The loss stays the same.",
+        "do not attend to each other, and the loss stays the same. Defaults to `true`; with `dpo`, nothing is packed.",
     )
     replay: float = Field(
         0.0,
@@ -83,11 +93,38 @@ class FinetuneSection(Section):
             return {**value, "name": stage_name(value)}
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_loss(cls, value: Any) -> Any:
+        """Give a preference stage the default loss."""
+        if isinstance(value, dict) and value.get("method") in PAIRS and value.get("preference") is None:
+            return {**value, "preference": {}}
+        return value
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> "FinetuneSection":
+        if self.preference and self.method not in PAIRS:
+            raise ValueError("preference is read with method=dpo only: leave it out, or set method=dpo")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that an example has in a batch: 2 for a pair of answers."""
+        return 2 if self.method in PAIRS else 1
+
     @model_validator(mode="after")
     def _replay_fits(self) -> "FinetuneSection":
-        if self.replay and not self.packing:
+        if self.method in PAIRS and (self.packing or self.replay):
+            key = "packing" if self.packing else "replay"
+            raise ValueError(f"{key} ({getattr(self, key)}) is not read with method={self.method}: leave it out")
+        if self.replay and not self.packs:
             raise ValueError(f"replay ({self.replay:g}) needs packing=true, which packs text next to examples")
         return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether examples are packed."""
+        return self.method not in PAIRS and self.packing is not False
 
     @model_validator(mode="after")
     def _name_is_free(self) -> "FinetuneSection":

@@ -32,7 +32,7 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         global_batch=train.global_batch,
         micro_batch=recipe.micro_batch,
         data=data,
-        validation=validation,
+        validation=lambda: validation,
         check_inputs=lambda: [require_sound(folder, "data") for folder in inputs],
         init_weights=lambda model, experts: first_weights(recipe, model, experts),
         notice=notice,

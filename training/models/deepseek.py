@@ -156,6 +156,7 @@ class DeepseekForCausalLM(CausalLM):
         targets: Sequence[torch.Tensor] | None = None,
         starts: torch.Tensor | None = None,
         balance: Sequence[str] = (),
+        per_token: bool = False,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Map token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the summed losses.
 
@@ -165,6 +166,8 @@ class DeepseekForCausalLM(CausalLM):
                 depth k are shifted by k more positions. Depths without labels are not computed.
             starts: where documents begin (see :class:`Documents`). If None, a token attends to all tokens before it.
             balance: names of the balancing losses to compute (see ``BALANCE_LOSSES``).
+            per_token: whether to return the main model's loss for each target, [B, T] with 0 for ignored labels, rather
+                than their sum.
 
         Returns:
             Logits, or losses by name: ``cross_entropy`` and ``mtp_1`` ... summed over their targets in nats, and the
@@ -177,7 +180,7 @@ class DeepseekForCausalLM(CausalLM):
         routers = list(self.routers.values()) if self.training else []
         with record_routing(routers):
             hidden_BTD = self.model(input_ids_BT, positions, layer_inputs)
-            losses = {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
+            losses = {"cross_entropy": self.lm_head(hidden_BTD, targets[0], per_token)}
             for depth, (layer, labels) in enumerate(zip(self.prediction_layers, targets[1:], strict=False), start=1):
                 # The last positions wrap around to the first tokens. The causal mask and the ignored labels keep these
                 # from affecting any prediction.

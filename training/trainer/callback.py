@@ -13,10 +13,11 @@ class StepResult:
 
     Attributes:
         step: optimizer steps done, including this one.
-        loss: cross-entropy in nats per target token, over the global batch.
+        loss: the objective's main loss, averaged over the global batch: cross-entropy in nats per target token, or the
+            loss per pair of answers.
         learning_rate: the learning rate of this step.
         grad_norm: the global gradient norm before clipping.
-        targets: number of target tokens across all ranks.
+        targets: number of items over which ``loss`` is averaged: target tokens, or pairs of answers.
         tokens: number of tokens processed across all ranks, including padding and prompts.
         seconds: wall-clock time on this rank.
         terms: the unweighted mean of each of the objective's other losses, by name.

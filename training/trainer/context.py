@@ -16,7 +16,11 @@ from training.trainer.load_balancer import Balancer
 
 
 class Objective(Protocol):
-    """A training objective: the weighted sum of several mean losses, one of which is ``cross_entropy``."""
+    """A training objective: the weighted sum of several mean losses.
+
+    Attributes:
+        weights: each loss's weight. The first loss is the main one. Losses with weight 0 are only measured.
+    """
 
     weights: Mapping[str, float]
 
@@ -28,8 +32,12 @@ class Objective(Protocol):
         """Return each loss, summed over a batch."""
         ...
 
+    def validate(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, int]]:
+        """Return the main loss and whatever else is measured, each as a sum over a batch and the number of items."""
+        ...
+
     def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cross-entropy summed over a batch's targets, and the number of targets. For evaluation."""
+        """Return the cross-entropy summed over the targets of a batch of text, and the number of targets."""
         ...
 
 

@@ -108,12 +108,13 @@ class Trainer:
         loads = context.balancer.update(counted=applied)
         sum_over_ranks(totals)
         means = {name: float(totals[i]) / max(1.0, counts[name]) for i, name in enumerate(context.objective.weights)}
+        main = next(iter(means))
         return StepResult(
             step=step + 1,
-            loss=means.pop("cross_entropy"),
+            loss=means.pop(main),
             learning_rate=rate,
             grad_norm=float(norm),
-            targets=int(counts["cross_entropy"]),
+            targets=int(counts[main]),
             tokens=int(tokens),
             seconds=time.monotonic() - began,
             terms=means,

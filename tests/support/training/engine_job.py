@@ -111,7 +111,7 @@ class Faulty:
         self._is_faulty, self._loss, self._gradient = ranks.rank == rank, loss, gradient
         self._step = 0
         self.weights, self.counts = self._objective.weights, self._objective.counts
-        self.cross_entropy = self._objective.cross_entropy
+        self.validate, self.cross_entropy = self._objective.validate, self._objective.cross_entropy
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
         self._step = step + 1
