@@ -6,7 +6,7 @@ run's manifest.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +36,7 @@ from training.estimate.parameters import parameters
 from training.models.registry import build_model
 from training.objective import Objective
 from training.optim.build import bind_partitions, build_optimizer
+from training.optim.trained_part import TrainedPart
 from training.trainer.callbacks.build import build_callbacks
 from training.trainer.callbacks.wandb import check_wandb
 from training.trainer.context import Objective as ObjectiveProtocol
@@ -73,6 +74,7 @@ class Job:
         validation: returns the batches for the validation loss during training, once ``preparation`` is installed.
         check_inputs: called before a new run is opened; raises RequestError if the run's inputs are damaged.
         init_weights: initializes the fp32 model's weights, including only the routed experts in the given range.
+        trained: the part of the model to train.
         notice: a line to print before the first step; may be empty.
         keep_best: whether later steps use the checkpoint with the lowest validation loss, rather than the last one.
         sampler: completes ``train.samples``; None if the recipe has none.
@@ -91,6 +93,7 @@ class Job:
     validation: Callable[[], Sequence[Batch]]
     check_inputs: Callable[[], object]
     init_weights: Callable[[torch.nn.Module, range], None]
+    trained: TrainedPart = field(default_factory=TrainedPart)
     notice: str = ""
     keep_best: bool = False
     sampler: Sampler | None = None
@@ -206,6 +209,7 @@ def _build_model(start: _Start) -> Any:
     if start.needs_weights:
         experts = recipe.model.backbone_section.expert_count
         job.init_weights(model, local_experts(ranks.rank, experts, recipe.expert_parallel))
+    job.trained.prepare(model, recipe.run.seed, new=start.resumption is None)
     model.set_activation_checkpointing(job.train.activation_checkpointing)
     if recipe.model.compile:
         model.compile_regions()
@@ -217,9 +221,8 @@ def _build_engine(start: _Start, model: Any) -> Any:
     recipe, job, train = start.recipe, start.job, start.job.train
     expert_parallel = recipe.expert_parallel if recipe.model.has_experts else None
     config = deepspeed_config(train, start.ranks.size, expert_parallel, job.global_batch, job.micro_batch)
-    optimizer = build_optimizer(
-        model, train.optimizer, train.learning_rate, recipe.expert_parallel, recipe.model.rate_scales
-    )
+    scales = {**job.trained.rate_scales, **recipe.model.rate_scales}
+    optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel, scales)
     engine = build_engine(model, optimizer, config, start.ranks)
     bind_partitions(optimizer, engine)
     return engine
@@ -327,5 +330,7 @@ def _identity(recipe: Recipe, job: Job) -> RunIdentity:
             "parameters": {"total": counts.total, "active": counts.active},
             **({"chat_template": job.chat_template} if job.chat_template else {}),
             **({KEEP_BEST: True} if job.keep_best else {}),
+            # Readers of the weights need it to merge the adapters.
+            **({"lora": job.trained.lora.identity()} if job.trained.lora else {}),
         },
     )

@@ -18,6 +18,16 @@ class EvaluateSection(Section):
     )
 
 
+class ExportSection(Section):
+    """What `make export` writes."""
+
+    merge: bool = Field(
+        False,
+        description="For weights fine-tuned with `finetune.lora`: merge the adapters into the exported weights. "
+        "`false` exports the model without them, and writes them to `export/adapter/` in peft's format.",
+    )
+
+
 class GenerateSection(Section):
     """How `make generate` continues a prompt. `make evaluate` and `make export` also read `weights` and `stage`."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from artefacts.errors import RequestError
 from configs.schema.base import Section
 from configs.schema.data import DataSection
-from configs.schema.evaluate import EvaluateSection, GenerateSection
+from configs.schema.evaluate import EvaluateSection, ExportSection, GenerateSection
 from configs.schema.finetune import FinetuneSection
 from configs.schema.launch import LaunchSection
 from configs.schema.models import AnyModelSection, ModelSection
@@ -35,6 +35,7 @@ class Recipe(Section):
     finetune: tuple[FinetuneSection, ...] = ()
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
+    export: ExportSection = ExportSection()
     launch: LaunchSection = LaunchSection()
 
     @field_validator("finetune", mode="before")
@@ -70,6 +71,7 @@ class Recipe(Section):
         self._topology_fits()
         self._experts_fit()
         self._losses_fit()
+        self._trained_part_fits()
         return self
 
     def _stages_fit(self) -> None:
@@ -160,6 +162,12 @@ class Recipe(Section):
             if not read and weight not in (0, default):
                 what = "predicts one token ahead" if key == "mtp_loss" else "has no experts"
                 raise ValueError(f"train.{key} ({weight:g}): {family} {what} here: leave it out")
+
+    def _trained_part_fits(self) -> None:
+        """Reject stages that would train layers that the model lacks."""
+        for stage in self.finetune:
+            for key, fault in stage.faults_for(self.model):
+                raise ValueError(f"{self.stage_key(stage, key)}{fault}")
 
     def _topology_fits(self) -> None:
         ranks, ep = self.ranks, self.expert_parallel

@@ -154,7 +154,7 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
         stage = published.details.get("stage")
         for newest in checkpoints(layout.training(stage))[-1:] if stage else []:
             with suppress(RequestError):
-                saved, ended = manifest.read(newest), finished(layout.run / stage)
+                saved, ended = manifest.read(newest), finished(layout.training(str(stage)))
                 now |= {"checkpoint": saved.fingerprint} if saved else {}
                 now |= {"checkpoint": ended.details["weights"]} if ended else {}
     if name == "evaluation":

@@ -28,6 +28,8 @@ from training.data.replay import Replay, samples_per_step
 from training.export.weights import load_weights
 from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
+from training.models.registry import build_model
+from training.optim.trained_part import TrainedPart
 from training.preference.objective import PreferenceObjective
 from training.preference.reference import Reference, reference_inputs
 from training.runs import finetune_run, finished_checkpoint, next_run
@@ -57,6 +59,8 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples, held_out = (kind(folder, split, tokenizer.pad_id) for split in ("train", "held-out"))
     source = manifest.require(folder, "examples").details["template"]["source"]
     template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
+    trained = TrainedPart.of(section)
+    trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
     train = _train_section(recipe, section, len(examples))
     data: Data = ExampleData(examples, section.batch_examples, recipe.run.seed)
     micro_batch = recipe.micro_batch_of(section)
@@ -83,6 +87,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         chat_template=source,
         keep_best=section.keep_best,
         sampler=prompt_sampler(recipe, tokenizer, template),
+        trained=trained,
     )
     if section.preference:
         objective = PreferenceObjective(recipe.model, train, section.preference)
@@ -94,11 +99,11 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
 
 def _replay(recipe: Recipe, layout: RunLayout, section: FinetuneSection, examples: ChatExamples) -> Replay | None:
     """Return the pretraining text to mix in, or None without ``replay``."""
-    if not section.replay:
+    if not section.replayed:
         return None
     length = min(section.max_length, recipe.train.context_length)
     per_step = section.batch_examples * examples.tokens / len(examples)
-    return replayed(recipe, layout, samples_per_step(section.replay, per_step, length), length)
+    return replayed(recipe, layout, samples_per_step(section.replayed, per_step, length), length)
 
 
 def _validation(section: FinetuneSection, held_out: Any, batch: int) -> list[Batch]:
