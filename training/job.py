@@ -6,7 +6,7 @@ run's manifest.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +36,7 @@ from training.estimate.parameters import parameters
 from training.models.registry import build_model
 from training.objective import Objective
 from training.optim.build import bind_partitions, build_optimizer
-from training.optim.trained_part import TrainedPart
+from training.optim.trained_part import EVERYTHING, TrainedPart
 from training.trainer.callbacks.build import build_callbacks
 from training.trainer.callbacks.wandb import check_wandb
 from training.trainer.context import Objective as ObjectiveProtocol
@@ -93,7 +93,7 @@ class Job:
     validation: Callable[[], Sequence[Batch]]
     check_inputs: Callable[[], object]
     init_weights: Callable[[torch.nn.Module, range], None]
-    trained: TrainedPart = field(default_factory=TrainedPart)
+    trained: TrainedPart = EVERYTHING
     notice: str = ""
     keep_best: bool = False
     sampler: Sampler | None = None

@@ -97,8 +97,8 @@ class FinetuneSection(Section):
     )
     reset: tuple[Literal["embeddings", "head"], ...] = Field(
         (),
-        description="Start the `embeddings` or the `head` from new random weights, drawn from `run.seed`. If they share "
-        "one matrix (`model.tie_word_embeddings`), name both.",
+        description="Start the `embeddings` or the `head` from new random weights, drawn from `run.seed`. If they "
+        "share one matrix (`model.tie_word_embeddings`), name both.",
     )
 
     @model_validator(mode="after")

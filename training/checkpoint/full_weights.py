@@ -53,8 +53,8 @@ def read_weights(folder: Path, merges: Callable[[str], bool] = lambda name: True
             checkpoint. By default, all adapters are merged.
 
     Yields:
-        (name, tensor) for everything but adapters, named as in Hugging Face's files. Router biases and weights are in fp32, except for weights that
-        were frozen in a run with a lower precision.
+        (name, tensor) for everything but adapters, named as in Hugging Face's files. Router biases and weights are in
+        fp32, except for weights that were frozen in a run with a lower precision.
 
     Raises:
         RequestError: the folder is not a checkpoint.
@@ -115,7 +115,7 @@ class _Adapters:
         return merged
 
     def merged_expert(self, experts: str, part: str, expert: int, weight_OI: torch.Tensor) -> torch.Tensor:
-        """Return one expert's weight, one of AutoEP's ``w1`` (gate), ``w3`` (up) and ``w2`` (down), with its adapter."""
+        """Return one expert's weight ``w1`` (gate), ``w3`` (up) or ``w2`` (down) with its adapter, if it has one."""
         stack = "down_proj" if part == "w2" else "gate_up_proj"
         adapter = f"{experts.removesuffix('.mlp.experts')}.{EXPERT_ADAPTERS}.{stack}"
         if f"{adapter}.{A}" not in self._contents.parameters:

@@ -22,7 +22,7 @@ from training.export.folder import write_config, write_tokenizer, write_weights
 from training.export.formats import format_of
 from training.export.proof import difference_to_transformers, require_same_weights
 from training.export.weights import load_weights, released_stream
-from training.layers.lora import attach_adapters, load_adapters
+from training.layers.adapters.attach import attach_adapters, load_adapters
 from training.model_loading import DTYPES, require_same_model, wanted_checkpoint
 from training.models.registry import build_model
 

@@ -1,9 +1,9 @@
 """Adapters in the peft library's format: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-peft replaces linear layers (``target_modules``) or wraps parameters (``target_parameters``). For mixtures of experts,
-peft 0.21 takes target modules named ``gate_proj``, ``up_proj`` and ``down_proj`` for routed experts, even in dense layers
-and shared experts. There, the format therefore targets the weights themselves, which rules out DoRA. The routed experts'
-adapters are one matrix per stack: ``lora_A`` [E * r, in] and ``lora_B`` [out, r * E].
+peft replaces linear layers (``target_modules``) or wraps parameters (``target_parameters``). In a mixture of experts,
+peft 0.21 takes target modules named ``gate_proj``, ``up_proj`` and ``down_proj`` for routed experts, even if they are
+dense layers or shared experts. The format therefore targets the weights of such layers, which rules out DoRA. The
+routed experts' adapters are one matrix per stack: ``lora_A`` [E * r, in] and ``lora_B`` [out, r * E].
 """
 
 import re

@@ -55,7 +55,8 @@ def difference_to_transformers(folder: Path, model: Any, vocabulary: int, adapte
     difference = float((ours - their).abs().max() / ours.abs().max().clamp_min(1.0))
     if not difference <= TOLERANCE:
         raise RuntimeError(
-            f"{adapter or folder}: logits of {'peft' if adapter else 'transformers'} differ by {difference:.1e}, above {TOLERANCE:g}: nothing is exported"
+            f"{adapter or folder}: logits of {'peft' if adapter else 'transformers'} differ by {difference:.1e}, above "
+            f"{TOLERANCE:g}: nothing is exported"
         )
     return difference
 

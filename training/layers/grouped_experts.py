@@ -26,8 +26,8 @@ def grouped_experts(
     """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D] -> [M, D].
 
     ``activation`` is :func:`weighted_swiglu` or its compiled version. ``adapters`` holds the two weights' adapters by
-    name (see :class:`training.layers.lora.StackedAdapter`), or is None. Grouped GEMM requires that a row's size is a
-    multiple of 16 bytes. The recipe's validation ensures this.
+    name (:class:`training.layers.adapters.modules.StackedAdapter`), or is None. Grouped GEMM requires that a row's size
+    is a multiple of 16 bytes. The recipe's validation ensures this.
     """
     slots_S = routing.selected.flatten().argsort(stable=True)  # slot s of the sorted rows is (token, k) = divmod(s, K)
     tokens_S = slots_S // routing.selected.shape[1]

@@ -60,7 +60,7 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
         self.activation = weighted_swiglu
-        #: The stacks' adapters by name, or empty without adapters (see training/layers/lora.py).
+        #: The stacks' adapters by name, or empty without adapters (see training/layers/adapters/).
         self.adapters: tuple[nn.ModuleDict, ...] = ()
 
     def forward(self, x_MD: torch.Tensor, routing: Routing) -> torch.Tensor:

@@ -12,8 +12,8 @@ from torch import nn
 from artefacts.errors import RequestError
 from configs.schema.adapter import LoraSection
 from configs.schema.finetune import FinetuneSection
+from training.layers.adapters.attach import attach_adapters, init_adapters
 from training.layers.init import draw_normal
-from training.layers.lora import attach_adapters, init_adapters
 
 #: The tables that ``finetune.reset`` can start from new weights.
 _TABLES = {"embeddings": "model.embed_tokens.weight", "head": "lm_head.weight"}
@@ -83,6 +83,10 @@ class TrainedPart:
         parameter.requires_grad_(True)
         if new:
             draw_normal(parameter, f"{seed}/{name}", model.section.initializer_range)
+
+
+#: All parameters, as the model was built.
+EVERYTHING = TrainedPart()
 
 
 def _matching(pattern: str, names: Iterable[str], key: str) -> list[str]:

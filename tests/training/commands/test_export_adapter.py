@@ -21,7 +21,7 @@ from training.checkpoint.save import RunIdentity
 from training.checkpoint.write_full import write_full
 from training.commands import export as command
 from training.commands.export import export
-from training.layers.lora import attach_adapters, init_adapters
+from training.layers.adapters.attach import attach_adapters, init_adapters
 from training.model_loading import load_model
 
 DEEPSEEK = small(num_nextn_predict_layers=1, attention_bias=True).model_dump()
