@@ -12,9 +12,10 @@ from artefacts.manifest import require_sound
 from artefacts.training_folder import TrainingRun, checkpoints
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
-from training.estimate.device import device_of, has_mps
+from training.estimate.device import Device, device_of, has_mps
 from training.estimate.fitting import advice
-from training.estimate.memory import checkpoint_bytes, memory
+from training.estimate.memory import Memory, checkpoint_bytes, memory
+from training.estimate.stages import stage_memory
 
 #: The estimate is within 10% of the measured memory (benchmarks/results/estimate.md).
 _TOLERANCE = 1.1
@@ -31,7 +32,7 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
         _check_data(recipe, run, layout)
     if here:
         check_gpus(recipe)
-    return [*_check_host_name(recipe), *check_memory(recipe), *check_disk(recipe, run)]
+    return [*_check_host_name(recipe), *_check_stage_memory(recipe, run), *check_disk(recipe, run)]
 
 
 def _check_host_name(recipe: Recipe) -> list[str]:
@@ -102,13 +103,36 @@ def check_memory(recipe: Recipe) -> list[str]:
     estimated = memory(recipe, device.kind)
     if estimated.peak <= device.bytes:
         return []
+    return _excess(estimated, device, advice(recipe, device.bytes, device.kind))
+
+
+def _excess(estimated: Memory, device: Device, fix: str) -> list[str]:
+    """Return a warning that the estimate exceeds a process's limit, or raise ``RequestError``."""
     message = (
         f"a rank is estimated to need {_gigabytes(estimated.peak)} ({estimated.phase}), but may use "
-        f"{_gigabytes(device.bytes)} ({device.source}): {advice(recipe, device.bytes, device.kind)}"
+        f"{_gigabytes(device.bytes)} ({device.source}): {fix}"
     )
     if device.kind == "cuda" and device.known and estimated.peak > _TOLERANCE * device.bytes:
         raise RequestError(f"{message}; or set launch.device_memory if it may use more")
     return [f"warning: {message}"]
+
+
+def _check_stage_memory(recipe: Recipe, run: TrainingRun) -> list[str]:
+    """Check the memory of the stage that will run, as :func:`check_memory` does for pretraining.
+
+    Raises:
+        RequestError: as for :func:`check_memory`.
+    """
+    if run.stage != "finetune":
+        return check_memory(recipe)
+    stage, device = recipe.stage(run.name), device_of(recipe)
+    estimated = stage_memory(recipe, stage, device.kind)
+    if estimated.peak <= device.bytes:
+        return []
+    fix = f"lower train.micro_batch or {recipe.stage_key(stage, 'max_length')}, or use more ranks (launch.nodes)"
+    if recipe.train.activation_checkpointing != "full":
+        fix = f"set train.activation_checkpointing=full, {fix}"
+    return _excess(estimated, device, fix)
 
 
 def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:

@@ -7,11 +7,12 @@ from training.estimate.fitting import advice, largest_micro_batch
 from training.estimate.flops import attention_flops_per_token, matrix_flops_per_token
 from training.estimate.memory import memory
 from training.estimate.parameters import parameters
+from training.estimate.stages import stage_memory
 
 
 def estimate(recipe: Recipe) -> int:
     """Print parameter counts, training FLOPs, and memory per rank by component and phase. Returns the exit status."""
-    print("\n".join([*lines(recipe), "", *memory_lines(recipe)]))
+    print("\n".join([*lines(recipe), "", *memory_lines(recipe), *stage_lines(recipe)]))
     return DONE
 
 
@@ -72,6 +73,16 @@ def memory_lines(recipe: Recipe) -> list[str]:
             + ", ".join(f"{mode}: {most or 'not even 1'}" for mode, most in by_mode.items())
             + f"; a rank's share of train.global_batch_tokens is {train.global_batch // recipe.ranks} samples)"
         )
+    return rows
+
+
+def stage_lines(recipe: Recipe) -> list[str]:
+    """Return a line about each fine-tuning stage: its micro-batch, and its peak memory per rank."""
+    kind, rows = device_of(recipe).kind, []
+    for stage in recipe.finetune:
+        size, estimated = recipe.micro_batch_of(stage), stage_memory(recipe, stage, kind)
+        shape = f"{size} {'x 2 ' if stage.rows == 2 else ''}x {stage.max_length:,}"
+        rows.append(f"fine-tuning {stage.name}: micro-batch {shape}, peak {_gib(estimated.peak).strip()}")
     return rows
 
 
