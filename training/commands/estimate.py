@@ -83,8 +83,9 @@ def finetuning_lines(recipe: Recipe) -> list[str]:
         numbers, counts = trained_numbers(recipe, stage), parameters(recipe.model, recipe.vocab_size)
         estimated = memory(finetuning_recipe(recipe, stage), kind, stage=stage)
         parts = {part: _gib(estimated.parts[part]).strip() for part in ("optimizer state", "gradients")}
+        shape = f"{recipe.micro_batch_of(stage)} {'x 2 ' if stage.rows == 2 else ''}x {stage.max_length:,}"
         rows.append(
-            f"fine-tuning {stage.name}: trains {numbers.total:,} parameters, {numbers.total / counts.all:.2%} of the "
+            f"fine-tuning {stage.name}: micro-batch {shape}, trains {numbers.total:,} parameters, {numbers.total / counts.all:.2%} of the "
             f"model's number; per rank, optimizer state {parts['optimizer state']}, gradients {parts['gradients']}, "
             f"peak {_gib(estimated.peak).strip()}"
         )

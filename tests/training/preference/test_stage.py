@@ -26,6 +26,8 @@ from training.__main__ import main
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.data.preferences import PreferenceExamples
+from training.evaluate.preferences import evaluate_preferences
+from training.models.registry import init_weights
 from training.optim.build import build_optimizer
 from training.optim.schedules import learning_rate
 from training.preference.loss import REWARDS
@@ -158,6 +160,29 @@ def test_a_killed_stage_with_a_damaged_reference_goes_on_from_the_start_weights(
 def _command(arguments: list[str]) -> None:
     os.chdir(CHECKOUT)
     raise SystemExit(main(arguments[1:]))
+
+
+def test_the_evaluation_compares_the_stage_with_its_start_weights(tmp_path: Path) -> None:
+    recipe, layout = with_pairs(tmp_path, None, "evaluate.batch=4")
+    (section,) = recipe.finetune
+    assert section.preference is not None
+    models = {Path("start"): start_weights(recipe), Path("tuned"): start_weights(recipe)}
+    init_weights(models[Path("tuned")], 1)
+    device = torch.device("cpu")
+    facts = evaluate_preferences(recipe, layout, section, models.__getitem__, *models, device)
+    examples = PreferenceExamples(layout.examples_of("dpo"), "held-out", PAD)
+    objective = PreferenceObjective(recipe.model, recipe.train, section.preference)
+    with torch.no_grad():
+        batch = examples.read(range(HELD_OUT))
+        logs = [log_probabilities(objective, model, batch) for model in models.values()]
+        examples.reference = logs[0].view(2, -1).T.numpy()
+        expected = objective.validate(models[Path("tuned")], examples.read(range(HELD_OUT)))
+    means = {name.removeprefix("rewards/"): float(total) / count for name, (total, count) in expected.items()}
+    assert facts["preferences"] == pytest.approx({"loss": means.pop(LOSS), **means}, abs=1e-5)
+    tokens = int((batch.labels[:HELD_OUT] != -100).sum())
+    losses = [-float(log[:HELD_OUT].sum()) / tokens for log in logs]
+    assert [facts["held_out_loss_before"], facts["held_out_loss_after"]] == pytest.approx(losses, abs=1e-5)
+    assert facts["examples"] == HELD_OUT
 
 
 def test_examples_of_the_other_kind_are_refused_in_one_line(tmp_path: Path) -> None:
