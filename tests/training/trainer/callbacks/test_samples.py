@@ -1,8 +1,10 @@
 """Samples through training: the right text at every topology, and losses that do not change."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from artefacts import manifest
 from artefacts.errors import RequestError
@@ -10,11 +12,13 @@ from artefacts.metrics_log import SAMPLES, read_records
 from configs.load import load_recipe
 from tests.support.training.engine_job import RECIPE
 from tests.support.training.grid import Cell, Task, run_tasks
-from tests.support.training.tiny_run import character_tokenizer
+from tests.support.training.tiny_run import GPT, character_tokenizer, tiny_model, tiny_recipe
 from tokenizer import chat_template
 from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights
+from training.distributed.ranks import Ranks
 from training.export.weights import load_weights
+from training.inference.completion import complete
 from training.inference.generate import Limits, generate_batch
 from training.inference.prompt_sampler import prompt_sampler
 from training.inference.sampling import Sampling
@@ -67,6 +71,21 @@ def test_samples_are_right_and_change_nothing(tmp_path: Path, cells: list[Cell])
         completions = [record["completion"] for record in records if record["step"] == 8]
         assert completions == cached_completions(sampled, 8), sampled.cell
         assert all(completions) and completions[0] != completions[1]
+
+
+@pytest.mark.parametrize("model", [GPT, {"family": "bigram"}], ids=["gpt", "bigram"])
+def test_every_language_model_completes_prompts(tmp_path: Path, model: dict[str, Any]) -> None:
+    """As the decoder with a cache does, up to the end of the context, also if the prompts differ in length."""
+    recipe = tiny_recipe(tmp_path, model, f"train.samples={{prompts: {list(PROMPTS)}, max_new_tokens: 60}}")
+    tokenizer_folder = tmp_path / "tiny" / "tokenizer"
+    sampler, tokenizer = prompt_sampler(recipe, tokenizer_folder, chat=False), load_tokenizer(tokenizer_folder)
+    assert sampler is not None
+    network = tiny_model(recipe)
+    completions = sampler.complete(network, Ranks(0, 1, 0, torch.device("cpu")))
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        overrides = [f"generate.prompt={prompt}", "generate.temperature=0", "generate.max_new_tokens=60"]
+        asked = load_recipe(tmp_path / "recipe.yaml", overrides)
+        assert completion == "".join(complete(asked, network, tokenizer)) != ""
 
 
 def test_prompts_that_cannot_be_completed_are_refused(tmp_path: Path) -> None:
