@@ -314,8 +314,8 @@ class Recipe(Section):
         """
         share = stage.batch_examples // self.ranks
         tokens = self.micro_batch * self.train.context_length
-        each = tokens_per_example or stage.rows * stage.max_length
-        return max((size for size in range(1, share + 1) if share % size == 0 and size * each <= tokens), default=1)
+        length = tokens_per_example or stage.rows * stage.max_length
+        return max((size for size in range(1, share + 1) if share % size == 0 and size * length <= tokens), default=1)
 
     @property
     def vocab_size(self) -> int:

@@ -63,7 +63,8 @@ def adapter_config(section: ModelSection, lora: LoraSection, names: Iterable[str
         RequestError: the adapters use DoRA on layers for which peft has no DoRA.
     """
     fused = section.identity()["family"] == "gpt"  # GPT-2's matrices are transposed, as peft expects for fan_in_fan_out
-    modules, parameters = set(), set()
+    modules: set[str] = set()
+    parameters: set[str] = set()
     for adapter in {name.rpartition(".")[0] for name in names}:
         target = _without_layer(_target(section, adapter))
         is_module = fused or ".self_attn." in adapter

@@ -84,8 +84,8 @@ def test_every_language_model_completes_prompts(tmp_path: Path, model: dict[str,
     completions = sampler.complete(network, Ranks(0, 1, 0, torch.device("cpu")))
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         overrides = [f"generate.prompt={prompt}", "generate.temperature=0", "generate.max_new_tokens=60"]
-        asked = load_recipe(tmp_path / "recipe.yaml", overrides)
-        assert completion == "".join(complete(asked, network, tokenizer)) != ""
+        wanted = load_recipe(tmp_path / "recipe.yaml", overrides)
+        assert completion == "".join(complete(wanted, network, tokenizer)) != ""
 
 
 def test_prompts_that_cannot_be_completed_are_refused(tmp_path: Path) -> None:
