@@ -332,4 +332,4 @@ def test_a_pair_of_answers_has_two_rows() -> None:
         same = memory(recipe.model_copy(update={"train_section": train}), "cuda", rows)
         assert estimated.parts["activations"] == same.parts["activations"]
     (_, line) = finetuning_lines(pairs)
-    assert f"fine-tuning dpo: micro-batch 2 x 2 x {length:,}, peak " in line
+    assert f"fine-tuning dpo: micro-batch 2 x 2 x {length:,}, trains " in line
