@@ -187,7 +187,9 @@ class FinetuneSection(Section):
     @model_validator(mode="after")
     def _name_is_free(self) -> "FinetuneSection":
         if self.name in _OTHER_STAGES or self.name in type(self).model_fields:
-            raise ValueError(f"name ({self.name}) has another meaning: choose another name")
+            raise ValueError(
+                f"name ({self.name}) is taken: choose a name that is neither a key of the stage nor a folder"
+            )
         return self
 
 

@@ -86,9 +86,8 @@ def finetuning_lines(recipe: Recipe) -> list[str]:
         shape = f"{recipe.micro_batch_of(stage)} {'x 2 ' if stage.rows == 2 else ''}x {stage.max_length:,}"
         rows.append(
             f"fine-tuning {stage.name}: micro-batch {shape}, trains {numbers.total:,} parameters, "
-            f"{numbers.total / counts.all:.2%} of the model's number; per rank, optimizer state {parts['optimizer state']}, "
-            f"gradients {parts['gradients']}, "
-            f"peak {_gib(estimated.peak).strip()}"
+            f"{numbers.total / counts.all:.2%} of the model's number; per rank, optimizer state "
+            f"{parts['optimizer state']}, gradients {parts['gradients']}, peak {_gib(estimated.peak).strip()}"
         )
     return ["", *rows] if rows else []
 
