@@ -85,7 +85,7 @@ def _identity(recipe: Recipe, section: FinetuneSection) -> dict[str, Any]:
     clean = recipe.data.clean
     return {
         "examples": {key: value for key, value in section.examples.identity().items() if key not in files},
-        "preferences": _learns_preferences(section),
+        "method": section.method,
         "max_length": section.max_length,
         "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
         "seed": recipe.run.seed,
