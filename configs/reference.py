@@ -96,7 +96,7 @@ class Key:
     @property
     def type(self) -> str:
         """The type and bounds, and an example if the schema has one."""
-        example = f"such as `{self.field.examples[0]}`" if self.field.examples else ""
+        example = f"such as `{spelled(self.field.examples[0])}`" if self.field.examples else ""
         return ", ".join(
             filter(None, (_type(self.field.annotation, self.field.metadata), _bounds(self.field), example))
         )

@@ -231,8 +231,10 @@ def test_long_preferences_are_dropped_or_cut(root):
             (),
             r"format=preference needs chosen and rejected, but records\d+.jsonl has the fields prompt",
         ),
-        (_pairs(), ("finetune.examples.format=text",), "format=text: method=dpo learns preferences"),
-        (_pairs(), ("finetune.examples.loss_on=all",), "loss_on=all: method=dpo learns only answers"),
+        (_pairs(), ("finetune.examples.format=text",), r"examples.format \(text\): method=dpo learns preferences"),
+        (_pairs(), ("finetune.packing=true",), r"packing \(true\) is for single answers"),
+        (_pairs(), ("finetune.examples.kind=pydocs", "finetune.examples.path=null"), r"\(pydocs\) has no preferences"),
+        (_pairs(), ("finetune.examples.loss_on=all",), r"examples.loss_on \(all\): method=dpo learns answers"),
     ],
 )
 def test_a_stage_that_learns_preferences_needs_them(root, records, more, message):
