@@ -98,14 +98,12 @@ def test_the_metrics_of_a_run(layout: RunLayout) -> None:
     assert list((layout.pretrain / "tensorboard").iterdir())
 
 
-def test_the_template_of_the_examples_is_used_in_conversations(root: Path, layout: RunLayout) -> None:
+def test_the_template_of_the_examples_is_used_in_conversations(layout: RunLayout) -> None:
     saved = manifest.require(layout.finetune("sft"), "finetune")
-    assert saved.details["chat_template"] == BUILT_IN["chatml"]
     examples = manifest.require(layout.examples_of("sft"), "examples")
-    assert examples.details["template"]["source"] == BUILT_IN["chatml"]
-    checkpoint = layout.finetune("sft") / "checkpoints" / saved.details["checkpoint"]
+    assert saved.details["chat_template"] == examples.details["template"]["source"] == BUILT_IN["chatml"]
     tokenizer = load_tokenizer(layout.tokenizer)
-    template = chat_template_of(checkpoint, tokenizer)
+    template = chat_template_of(layout.finetune("sft") / "checkpoints" / saved.details["checkpoint"], tokenizer)
     prompt = tokenizer.decode(template.prompt([{"role": "user", "content": "Hi"}]), show_special=True)
     assert prompt == "<|begin|>user\nHi<|end|>\n<|begin|>assistant\n"
     pretrained = chat_template_of(layout.pretrain / "checkpoints" / "step-00000044", tokenizer)

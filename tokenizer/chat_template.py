@@ -103,6 +103,14 @@ class ChatTemplate:
         """
         return self._layouts.text(messages, add_generation_prompt)
 
+    def exported(self) -> str:
+        """Return the Jinja program for transformers, where ChatML's tokens need the names of the tokenizer's tokens."""
+        source = self.source
+        for alias, token in _chatml_tokens(self._tokenizer).items():
+            if alias not in self._tokenizer.control_ids:
+                source = source.replace(alias, self._tokenizer.piece(token))
+        return source
+
     def _encode(self, messages: Messages, prompt: bool) -> tuple[list[int], list[bool]]:
         """Return a conversation's ids, and whether the assistant generates them."""
         contents = [content for _, content in _checked(messages)]
@@ -128,8 +136,13 @@ class ChatTemplate:
 
 def _control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the names that produce control tokens in a template's own text, with their ids."""
+    return _chatml_tokens(tokenizer) | dict(tokenizer.control_ids)
+
+
+def _chatml_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the tokens that take the place of ChatML's tokens if the tokenizer does not have them."""
     end = tokenizer.end_of_turn_id if tokenizer.has_chat_tokens else tokenizer.end_of_text_id
-    return {"<|im_start|>": tokenizer.first_id, "<|im_end|>": end} | dict(tokenizer.control_ids)
+    return {"<|im_start|>": tokenizer.first_id, "<|im_end|>": end}
 
 
 def load(template: str, tokenizer: Tokenizer, key: str = "finetune.examples.template") -> ChatTemplate:

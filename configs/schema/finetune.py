@@ -185,6 +185,21 @@ class FinetuneSection(Section):
         return self.method not in PAIRS and self.packing is not False
 
     @model_validator(mode="after")
+    def _preferences_fit(self) -> "FinetuneSection":
+        """Reject keys that cannot be used to learn preferences."""
+        if self.method != "dpo":
+            return self
+        if self.examples.kind == "pydocs":
+            raise ValueError("examples.kind (pydocs) has no preferences, which method=dpo learns: set files or hub")
+        if self.examples.format not in (None, "preference"):
+            raise ValueError(f"examples.format ({self.examples.format}): method=dpo learns preferences: leave it out")
+        if self.examples.loss_on != "assistant":
+            raise ValueError(f"examples.loss_on ({self.examples.loss_on}): method=dpo learns answers: leave it out")
+        if self.packing:
+            raise ValueError("packing (true) is for single answers, not for the pairs of method=dpo: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _name_is_free(self) -> "FinetuneSection":
         if self.name in _OTHER_STAGES or self.name in type(self).model_fields:
             raise ValueError(

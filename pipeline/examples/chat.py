@@ -52,7 +52,6 @@ def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
     """
     layout, examples = RunLayout.of(recipe), section.examples
     folder = layout.examples_of(section.name)
-    _check_method(section)
     inputs = {"tokenizer": manifest.require(layout.tokenizer, "tokenizer").fingerprint}
     if examples.template not in BUILT_IN:
         inputs["template"] = fingerprint.of_value(chat_template.source_of(examples.template))
@@ -85,7 +84,7 @@ def _identity(recipe: Recipe, section: FinetuneSection) -> dict[str, Any]:
     clean = recipe.data.clean
     return {
         "examples": {key: value for key, value in section.examples.identity().items() if key not in files},
-        "preferences": _learns_preferences(section),
+        "method": section.method,
         "max_length": section.max_length,
         "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
         "seed": recipe.run.seed,
@@ -100,19 +99,6 @@ def _recorded(section: ExamplesSection, template: ChatTemplate) -> dict[str, Any
 
 def _learns_preferences(section: FinetuneSection) -> bool:
     return section.method == "dpo"
-
-
-def _check_method(section: FinetuneSection) -> None:
-    """Raise ``RequestError`` if the examples cannot be preferences, but the stage learns preferences."""
-    examples = section.examples
-    if not _learns_preferences(section):
-        return
-    if examples.kind == "pydocs":
-        raise RequestError(f"{KEY}.kind=pydocs has no preferences, which method=dpo learns: set kind=files or kind=hub")
-    if examples.format not in (None, "preference"):
-        raise RequestError(f"{KEY}.format={examples.format}: method=dpo learns preferences: set format=preference")
-    if examples.loss_on != "assistant":
-        raise RequestError(f"{KEY}.loss_on={examples.loss_on}: method=dpo learns only answers: leave it out")
 
 
 def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[list[Example], dict[str, Any]]:

@@ -83,7 +83,7 @@ def rendered(
     with bar(len(examples), "example", "examples") as progress:
         for example in examples:
             try:
-                rows += renderer.rows(example)
+                rows += [*renderer.rows(example)]
             except UnrenderableError as error:
                 losses.drop(str(error), example)
             progress.update()

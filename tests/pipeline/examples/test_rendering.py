@@ -4,6 +4,7 @@ import json
 
 import pyarrow.parquet as parquet
 import pytest
+import tokenizers
 
 from artefacts import manifest
 from artefacts.errors import RequestError
@@ -230,8 +231,10 @@ def test_long_preferences_are_dropped_or_cut(root):
             (),
             r"format=preference needs chosen and rejected, but records\d+.jsonl has the fields prompt",
         ),
-        (_pairs(), ("finetune.examples.format=text",), "format=text: method=dpo learns preferences"),
-        (_pairs(), ("finetune.examples.loss_on=all",), "loss_on=all: method=dpo learns only answers"),
+        (_pairs(), ("finetune.examples.format=text",), r"examples.format \(text\): method=dpo learns preferences"),
+        (_pairs(), ("finetune.packing=true",), r"packing \(true\) is for single answers"),
+        (_pairs(), ("finetune.examples.kind=pydocs", "finetune.examples.path=null"), r"\(pydocs\) has no preferences"),
+        (_pairs(), ("finetune.examples.loss_on=all",), r"examples.loss_on \(all\): method=dpo learns answers"),
     ],
 )
 def test_a_stage_that_learns_preferences_needs_them(root, records, more, message):
@@ -262,3 +265,23 @@ def test_rejected_examples_are_shown(root, capsys):
         manifest.require(RunLayout.of(recipe).examples_of(recipe.finetune[0].name), "examples").counts["candidates"]
         == 10
     )
+
+
+def test_a_ready_tokenizer_needs_another_template(tmp_path):
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts(20), vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    write_jsonl(tmp_path / "corpus.jsonl", texts(20))
+    more = ("tokenizer.kind=huggingface", f"tokenizer.path={tmp_path / 'tokenizer.json'}", "model.vocab_size=400")
+    recipe = load_recipe(RECIPE, _options(tmp_path, _pairs(), *more, "finetune.method=dpo"))
+    documents.build(recipe)
+    train(recipe)
+    with pytest.raises(RequestError, match=r"set finetune.examples.template=chatml or finetune.examples.template="):
+        chat.build(recipe, recipe.finetune[0])
+    for template in ("chatml", "instruction"):
+        _, rows, _, _ = _build(
+            tmp_path, _pairs(), *more, "finetune.method=dpo", f"finetune.examples.template={template}"
+        )
+        ready = load_tokenizer(RunLayout.of(recipe).tokenizer)
+        row = next(row for row in rows.values() if row["question"] == "Say number 3.")
+        assert _learned(ready, row["labels_chosen"]) == "Number 3.<|endoftext|>"
