@@ -118,7 +118,7 @@ def test_every_topology_equals_one_device(tmp_path: Path, stage: int, ranks: int
 
 
 @pytest.mark.engine
-def test_a_killed_stage_with_a_damaged_reference_goes_on_from_the_start_weights(tmp_path: Path) -> None:
+def test_a_killed_stage_with_a_damaged_reference_resumes_from_the_start_weights(tmp_path: Path) -> None:
     steps = 30
     command, folders = {}, {}
     for name in ("alone", "killed"):
