@@ -93,7 +93,7 @@ def follow(recipe: Recipe, layout: RunLayout, steps: int) -> tuple[list[list[flo
 
 
 def check(root: Path, ranks: int, *overrides: str) -> None:
-    recipe, layout = with_pairs(root, None, *overrides)
+    recipe, layout = with_pairs(root, None, *overrides, f"launch.processes={ranks}")
     expected, validated = follow(recipe, layout, PAIRS // 4)
     train(root, *overrides, ranks=ranks)
     assert recorded(layout, "train") == [pytest.approx(row, abs=2e-5) for row in expected]
