@@ -165,9 +165,9 @@ class DeepseekForCausalLM(CausalLM):
             targets: labels [B, T] for the main model, then for each depth of multi-token prediction. The labels of
                 depth k are shifted by k more positions. Depths without labels are not computed.
             starts: where documents begin (see :class:`Documents`). If None, a token attends to all tokens before it.
-            balance: names of the balancing losses to compute (see ``BALANCE_LOSSES``).
             per_token: whether to return the main model's loss for each target, [B, T] with 0 for ignored labels, rather
                 than their sum.
+            balance: names of the balancing losses to compute (see ``BALANCE_LOSSES``).
 
         Returns:
             Logits, or losses by name: ``cross_entropy`` and ``mtp_1`` ... summed over their targets in nats, and the

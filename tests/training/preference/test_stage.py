@@ -93,7 +93,7 @@ def follow(recipe: Recipe, layout: RunLayout, steps: int) -> tuple[list[list[flo
 
 
 def check(root: Path, ranks: int, *overrides: str) -> None:
-    recipe, layout = with_pairs(root, None, *overrides)
+    recipe, layout = with_pairs(root, None, *overrides, f"launch.processes={ranks}")
     expected, validated = follow(recipe, layout, PAIRS // 4)
     train(root, *overrides, ranks=ranks)
     assert recorded(layout, "train") == [pytest.approx(row, abs=2e-5) for row in expected]
@@ -118,7 +118,7 @@ def test_every_topology_equals_one_device(tmp_path: Path, stage: int, ranks: int
 
 
 @pytest.mark.engine
-def test_a_killed_stage_with_a_damaged_reference_continues_from_the_start_weights(tmp_path: Path) -> None:
+def test_a_killed_stage_with_a_damaged_reference_resumes_from_the_start_weights(tmp_path: Path) -> None:
     steps = 30
     command, folders = {}, {}
     for name in ("alone", "killed"):

@@ -136,24 +136,6 @@ def complete(recipe: Recipe, layout: RunLayout) -> Recipe:
     return recipe
 
 
-def test_a_preference_stage_shows_its_rewards(complete, layout):
-    rewards = {"rewards/chosen": 0.5, "rewards/rejected": -0.5, "rewards/margin": 1.0, "rewards/accuracy": 0.9}
-    records = [{**train_record(step, 0.6 / step), **rewards} for step in range(1, 11)]
-    measured = {"kind": "validation", "step": 10, "loss": 0.4, **rewards}
-    write_lines(layout.finetune("sft") / "metrics.jsonl", [*records, measured])
-    facts = {"loss": 0.41, "chosen": 0.52, "rejected": -0.53, "margin": 1.05, "accuracy": 0.925}
-    write_evaluation(layout, {"finetune": {"sft": {**_ANSWERS, "bits_per_byte": 2.0, "preferences": facts}}})
-    text = Page(build_page(read_run(complete))).text
-    assert "Held-out pairs, compared with the stage's start weights" in text and "92.5%" in text and "1.050" in text
-    assert "loss on 150 chosen answers" in text and "An answer's implicit reward is beta times" in text
-    assert "implicit reward" not in Page(build_page(read_run(sft_only(complete, layout)))).text
-
-
-def sft_only(recipe: Recipe, layout: RunLayout) -> Recipe:
-    write_lines(layout.finetune("sft") / "metrics.jsonl", [train_record(step, 3 / step) for step in range(1, 11)])
-    return recipe
-
-
 def write_evaluation(layout: RunLayout, more: dict) -> None:
     evaluation = {
         "pretrain": {"checkpoint": "step-00000040", "loss": 2.9, "tokens": 1000, "bytes": 3000, "bits_per_byte": 1.951},
