@@ -131,7 +131,8 @@ def check_disk(recipe: Recipe, run: TrainingRun, stage: FinetuneSection | None =
             "space, or set run.root to another disk"
         )
     train = recipe.train
-    most = train.keep + train.keep_best + 1
+    keeps_best = run.stage == "finetune" or train.early_stopping is not None
+    most = train.keep + max(train.keep_best, int(keeps_best)) + 1
     if train.save_every:
         most = min(most, train.steps // train.save_every + 1)
     missing = (most - len(checkpoints(run.folder))) * size

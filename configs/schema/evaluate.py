@@ -42,8 +42,8 @@ class GenerateSection(Section):
     chat: bool = Field(False, description="Wrap the prompt as a user message and generate the assistant's answer.")
     weights: OptionalPath = Field(
         None,
-        description="A checkpoint, or the `pretrain/` or `finetune/NAME/` folder of a run. Defaults to the newest "
-        "weights of this run's `stage`.",
+        description="A checkpoint, or the `pretrain/` or `finetune/NAME/` folder of a run. Defaults to the weights "
+        "that this run's `stage` ended with or, while it trains, its newest checkpoint.",
     )
     stage: str | None = Field(
         None,

@@ -120,6 +120,8 @@ class Recipe(Section):
         family = f"model.family={self.family}"
         if self.finetune:
             raise ValueError(f"finetune: {family} is not a language model and has no chat: leave it out")
+        if self.train.samples:
+            raise ValueError(f"train.samples: {family} is not a language model and completes no text: leave it out")
         if self.train.packing != "windows":
             raise ValueError(f"train.packing ({self.train.packing}): {family} learns from examples: leave it out")
         if self.train.mask_documents:
@@ -303,6 +305,17 @@ class Recipe(Section):
     def micro_batch(self) -> int:
         """Samples per rank in a forward pass: train.micro_batch, or by default the rank's slice of the global batch."""
         return self.train.micro_batch or max(1, self.train.global_batch // self.ranks)
+
+    def micro_batch_of(self, stage: FinetuneSection, tokens_per_example: float | None = None) -> int:
+        """Examples per rank in a forward pass of a fine-tuning stage.
+
+        This is the largest number that divides a rank's batch and has no more tokens than pretraining's micro-batch.
+        By default, every example is counted with the maximum length.
+        """
+        share = stage.batch_examples // self.ranks
+        tokens = self.micro_batch * self.train.context_length
+        length = tokens_per_example or stage.rows * stage.max_length
+        return max((size for size in range(1, share + 1) if share % size == 0 and size * length <= tokens), default=1)
 
     @property
     def vocab_size(self) -> int:

@@ -83,9 +83,11 @@ def finetuning_lines(recipe: Recipe) -> list[str]:
         numbers, counts = trained_numbers(recipe, stage), parameters(recipe.model, recipe.vocab_size)
         estimated = memory(finetuning_recipe(recipe, stage), kind, stage=stage)
         state, grads = (_size(estimated.parts[part]) for part in ("optimizer state", "gradients"))
+        shape = f"{recipe.micro_batch_of(stage)} {'x 2 ' if stage.rows == 2 else ''}x {stage.max_length:,}"
         rows.append(
-            f"fine-tuning {stage.name}: trains {numbers.total:,} parameters, {numbers.total / counts.all:.2%} of the "
-            f"model's number; per rank, optimizer state {state}, gradients {grads}, peak {_size(estimated.peak)}"
+            f"fine-tuning {stage.name}: micro-batch {shape}, trains {numbers.total:,} parameters, "
+            f"{numbers.total / counts.all:.2%} of the model's number; per rank, optimizer state {state}, gradients "
+            f"{grads}, peak {_size(estimated.peak)}"
         )
     return ["", *rows] if rows else []
 

@@ -126,7 +126,10 @@ def _print(results: dict[str, Any]) -> None:
     for name, tuned in results["finetune"].items():
         before, after = tuned["held_out_loss_before"], tuned["held_out_loss_after"]
         change = f"loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"
-        print(f"{name:<12} {tuned['examples']} held-out answers: {change}")
+        kind = "chosen answers" if "preferences" in tuned else "held-out answers"
+        print(f"{name:<12} {tuned['examples']} {kind}: {change}")
+        if facts := tuned.get("preferences"):
+            print(f"  preferred  {facts['accuracy']:.1%} of the pairs, reward margin {facts['margin']:.3f}")
         print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
     if results["experts"]:
         worst = max(facts["max_over_mean"] for facts in results["experts"].values())

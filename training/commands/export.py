@@ -23,7 +23,7 @@ from training.export.formats import format_of
 from training.export.proof import difference_to_transformers, require_same_weights
 from training.export.weights import load_weights, released_stream
 from training.layers.adapters.attach import attach_adapters, load_adapters
-from training.model_loading import DTYPES, require_same_model, wanted_checkpoint
+from training.model_loading import DTYPES, chat_template_of, require_same_model, wanted_checkpoint
 from training.models.registry import build_model
 
 #: Bytes per parameter needed for verification: two copies of our model and one of transformers', in fp32.
@@ -60,8 +60,10 @@ def export(recipe: Recipe) -> int:
         names = [*(contents := Contents(checkpoint)).parameters, *contents.buffers()]
         stream = released_stream(recipe.model, _weights(recipe, checkpoint, lora), names)
         numbers = write_weights(stage.work, stream, dtype)
-        write_config(stage.work, config, dtype, tokenizer)
-        write_tokenizer(stage.work, layout.tokenizer, tokenizer)
+        chats = "chat_template" in saved.details.get("run", {})
+        template = chat_template_of(checkpoint, tokenizer) if chats else None
+        write_config(stage.work, config, dtype, tokenizer, template)
+        write_tokenizer(stage.work, layout.tokenizer, tokenizer, template)
         if lora:
             write_adapter(stage.work / ADAPTER, recipe.model, lora, read_adapters(checkpoint))
         proof = _verify(recipe, stage.work, checkpoint, lora, tokenizer.vocab_size)

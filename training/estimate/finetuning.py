@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from configs.schema import Recipe
 from configs.schema.adapter import LoraSection
@@ -70,20 +71,17 @@ def adapter_size(lora: LoraSection, name: str, shape: tuple[int, ...]) -> int:
     return lora.rank * (inputs + outputs) + (outputs if lora.dora else 0)
 
 
-def micro_batch_of(recipe: Recipe, stage: FinetuneSection) -> int:
-    """Return the largest micro-batch that divides a rank's batch and has no more tokens than in pretraining."""
-    share = stage.batch_examples // recipe.ranks
-    tokens = recipe.micro_batch * recipe.train.context_length
-    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * stage.max_length <= tokens]
-    return max(fitting, default=1)
-
-
 def finetuning_recipe(recipe: Recipe, stage: FinetuneSection) -> Recipe:
-    """Return the recipe with the lengths and the batch of a fine-tuning stage, in its ``train`` section."""
-    changes = {
+    """Return the recipe with the lengths and the batch of a fine-tuning stage, in its ``train`` section.
+
+    Samples are rows. A pair of answers has two of them.
+    """
+    changes: dict[str, Any] = {
         "context_length": stage.max_length,
-        "global_batch_tokens": stage.batch_examples * stage.max_length,
-        "micro_batch": micro_batch_of(recipe, stage),
+        "global_batch_tokens": stage.batch_examples * stage.rows * stage.max_length,
+        "micro_batch": recipe.micro_batch_of(stage) * stage.rows,
         "mask_documents": False,
     }
+    if stage.preference:
+        changes["mtp_loss"] = 0.0
     return recipe.model_copy(update={"train_section": recipe.train.model_copy(update=changes)})

@@ -1,6 +1,7 @@
 """Evaluates a run: models and baselines on the validation text, loss on held-out answers, and a sample."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.evaluate.baselines import bigram_nats, compressed_bytes
 from training.evaluate.loss import Measured, measure
+from training.evaluate.preferences import evaluate_preferences
 from training.inference.completion import complete
-from training.model_loading import best_device, load_model
+from training.model_loading import best_device, chat_template_of, load_model
 from training.objective import Objective
+from training.runs import finished_checkpoint
 
 #: Maximum number of training tokens that the bigram baseline counts.
 _BIGRAM_TOKENS = 50_000_000
@@ -55,27 +58,49 @@ def evaluate_run(
         "baselines": _baselines(recipe, layout, text, text_bytes),
         "experts": {layer: _load_facts(load) for layer, load in base.loads.items()},
     }
-    held_out = {stage: ChatExamples(layout.examples_of(stage), "held-out", tokenizer.pad_id) for stage in finetuned}
+    held_out = {
+        stage: ChatExamples(layout.examples_of(stage), "held-out", tokenizer.pad_id)
+        for stage in finetuned
+        if not recipe.stage(stage).preference
+    }
     before = {
         stage: _measure_answers(recipe, model, examples, device, f"{stage}, before")
         for stage, examples in held_out.items()
     }
     results["finetune"] = {}
     for stage, checkpoint in finetuned.items():
+        answers: dict[str, Any] = {}
+        if stage not in held_out:
+            answers = _preferences(recipe, layout, stage, checkpoint, device)
         model = load_model(recipe, checkpoint, device)
-        after = _measure_answers(recipe, model, held_out[stage], device, f"{stage}, after")
+        if stage in held_out:
+            after = _measure_answers(recipe, model, held_out[stage], device, f"{stage}, after")
+            answers = {
+                "examples": len(held_out[stage]),
+                "held_out_loss_before": before[stage].loss,
+                "held_out_loss_after": after.loss,
+            }
         tuned = measure(model, objective, windows, device, f"validation, after {stage}")
         results["finetune"][stage] = {
             "checkpoint": checkpoint.name,
-            "examples": len(held_out[stage]),
-            "held_out_loss_before": before[stage].loss,
-            "held_out_loss_after": after.loss,
+            **answers,
             "bits_per_byte": tuned.bits_per_byte(text_bytes),
         }
     if recipe.generate.prompt:
-        completion = "".join(complete(recipe, model, tokenizer))
+        template = chat_template_of([pretrained, *finetuned.values()][-1], tokenizer)
+        completion = "".join(complete(recipe, model, tokenizer, template=template))
         results["samples"] = [{"prompt": recipe.generate.prompt, "completion": completion}]
     return results
+
+
+def _preferences(
+    recipe: Recipe, layout: RunLayout, stage: str, checkpoint: Path, device: torch.device
+) -> dict[str, Any]:
+    section = recipe.stage(stage)
+    start = finished_checkpoint(layout.training(recipe.start_of(section)))
+    assert start is not None, "the command has checked the stages"
+    load = partial(load_model, recipe, device=device)
+    return evaluate_preferences(recipe, layout, section, load, start[0], checkpoint, device)
 
 
 def _baselines(recipe: Recipe, layout: RunLayout, text: bytes, text_bytes: int) -> dict[str, dict[str, float]]:

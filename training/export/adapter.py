@@ -8,7 +8,7 @@ routed experts' adapters are one matrix per stack: ``lora_A`` [E * r, in] and ``
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from artefacts import atomic
 from artefacts.errors import RequestError
 from configs.schema.adapter import LoraSection
 from configs.schema.models import ModelSection
-from training.adapter_names import EXPERT_ADAPTERS, MAGNITUDE, A, B
+from training.adapter_names import EXPERT_ADAPTERS, MAGNITUDE, A, B, is_adapter
 from training.checkpoint import tensor_file
 from training.export.directory import weights_in
 from training.export.formats import table_of
+from training.layers.adapters.attach import load_adapters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -65,7 +66,8 @@ def adapter_config(section: ModelSection, lora: LoraSection, names: Iterable[str
         RequestError: the adapters use DoRA on layers for which peft has no DoRA.
     """
     fused = section.identity()["family"] == "gpt"  # GPT-2's matrices are transposed, as peft expects for fan_in_fan_out
-    modules, parameters = set(), set()
+    modules: set[str] = set()
+    parameters: set[str] = set()
     for adapter in {name.rpartition(".")[0] for name in names}:
         target = _without_layer(_target(section, adapter))
         is_module = fused or ".self_attn." in adapter
@@ -155,6 +157,24 @@ def read_adapter(
             f"{folder} is an adapter of another model or of other layers: {next(iter(tensors))} has no place in the "
             "recipe's model with finetune.lora.targets"
         )
+
+
+def adapter_loader(section: ModelSection, lora: LoraSection | None) -> Callable[[Any], None] | None:
+    """Return a function that loads the adapter ``finetune.lora.adapter`` into a model, or None if there is none.
+
+    The function raises ``RequestError`` as :func:`read_adapter` does.
+    """
+    if lora is None or lora.adapter is None:
+        return None
+    folder = Path(lora.adapter)
+
+    def load(model: Any) -> None:
+        adapters = {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
+        weights = dict(read_adapter(folder, section, lora, {name: p.shape for name, p in adapters.items()}))
+        # The adapters of prediction layers, which peft's format lacks, stay as they are.
+        load_adapters(model, {**adapters, **weights}.items())
+
+    return load
 
 
 def _require_settings(folder: Path, lora: LoraSection) -> None:

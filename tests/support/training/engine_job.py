@@ -15,6 +15,8 @@ from configs.load import load_recipe
 from configs.schema import Recipe
 from configs.schema.adapter import LoraSection
 from configs.schema.models.classifier import ClassifierSection
+from tests.support.training.tiny_run import character_tokenizer
+from tokenizer.registry import load_tokenizer
 from training.checkpoint.load import Resumption, newest_complete
 from training.checkpoint.retention import Retention
 from training.checkpoint.save import RunIdentity, Saver
@@ -24,6 +26,7 @@ from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
 from training.engine.expert_parallel import local_experts
 from training.engine.partitions import partitions
+from training.inference.prompt_sampler import prompt_sampler
 from training.models.registry import build_model, init_weights
 from training.objective import Objective
 from training.optim.build import bind_partitions, build_optimizer
@@ -110,7 +113,7 @@ class Faulty:
         self._is_faulty, self._loss, self._gradient = ranks.rank == rank, loss, gradient
         self._step = 0
         self.weights, self.counts = self._objective.weights, self._objective.counts
-        self.cross_entropy = self._objective.cross_entropy
+        self.validate, self.cross_entropy = self._objective.validate, self._objective.cross_entropy
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
         self._step = step + 1
@@ -233,7 +236,8 @@ def _context(
         restored = Resumption(checkpoint, identity).load(engine, ranks)
         balancer.load_state_dict(restored["balance"])
     start = checkpoint.step if checkpoint else 0
-    retention = Retention(train.keep, train.keep_every, train.keep_best)
+    keep_best = train.early_stopping is not None
+    retention = Retention(train.keep, train.keep_every, max(train.keep_best, int(keep_best)))
     faulty = Faulty(recipe, ranks, **faults) if faults else None
     held_out = [SyntheticTokens(recipe).micro_batches(100 + number, 0, 1, 2)[0] for number in range(3)]
     return TrainingContext(
@@ -251,6 +255,8 @@ def _context(
         flops_per_token=1.0,
         start_step=start,
         restored=restored,
+        keep_best=keep_best,
+        sampler=prompt_sampler(recipe, load_tokenizer(character_tokenizer(out / "tokenizer"))),
     )
 
 
