@@ -87,8 +87,8 @@ class FinetuneSection(Section):
     lora: LoraSection | None = None
     freeze: tuple[str, ...] = Field(
         (),
-        description="Patterns of parameter names, such as `model.layers.0.*`: these parameters stay as they are. `make "
-        "inspect` lists the names.",
+        description="Patterns of parameter names, such as `model.layers.0.*`: these parameters stay as they are. "
+        "[lora.md](lora.md#patterns) shows the names.",
     )
     learning_rates: dict[str, float] = Field(
         {},
