@@ -64,6 +64,11 @@ class RunLayout:
         return _followed(self.run / "evaluation")
 
     @property
+    def evaluation_log(self) -> Path:
+        """Folder for what evaluations add up to: the results of all checkpoints, and scalars for TensorBoard."""
+        return _followed(self.run / "evaluation-log")
+
+    @property
     def attention(self) -> Path:
         """Folder for the attention maps of ``python -m training evaluate attention``."""
         return _followed(self.run / "attention")

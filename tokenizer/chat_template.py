@@ -41,6 +41,28 @@ def prompt(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[
     return [*render(messages, tokenizer)[0], special_tokens.ASSISTANT_ID]
 
 
+def text(messages: Sequence[Mapping[str, str]], control: str = "", continued: bool = True) -> str:
+    """Return a conversation as text, for libraries that work with strings.
+
+    Args:
+        messages: the messages.
+        control: put before the name of every control token, to tell it from the same name in a message.
+        continued: whether to end with ``<|assistant|>``, which the assistant continues. If False, the last message is
+            left open instead.
+
+    Raises:
+        RequestError: for the same reasons as in ``render``.
+    """
+
+    def name(token: int) -> str:
+        return control + special_tokens.RESERVED[token]
+
+    parts = [name(special_tokens.BEGIN_ID)]
+    for role, content in _checked(messages):
+        parts += [name(_ROLES[role]), content, name(special_tokens.END_OF_TURN_ID)]
+    return "".join([*parts, name(special_tokens.ASSISTANT_ID)] if continued else parts[:-1])
+
+
 def _checked(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     if not messages:
         raise RequestError("a conversation needs at least one message")

@@ -48,6 +48,7 @@ class HuggingFaceTokenizer(Tokenizer):
         added = self._pieces.get_added_tokens_decoder()
         self._reserved = frozenset(token for token, facts in added.items() if facts.special)
         self.end_of_text_id = self._end_of_text(config)
+        self._beginning = self._named(config, "bos_token")
         self._bytes = self._byte_ids()
 
     @classmethod
@@ -65,15 +66,20 @@ class HuggingFaceTokenizer(Tokenizer):
         except UnicodeDecodeError:
             raise RequestError("not UTF-8") from None
 
+    def _named(self, config: str | None, key: str) -> str | None:
+        """Return the special token that ``tokenizer_config.json`` has at a key, or None."""
+        if config is None:
+            return None
+        try:
+            named: Any = json.loads(config).get(key)
+        except (ValueError, AttributeError):
+            raise RequestError(f"{CONFIG_NAME} is damaged") from None
+        named = named.get("content") if isinstance(named, dict) else named
+        return named if isinstance(named, str) else None
+
     def _end_of_text(self, config: str | None) -> int:
-        named: Any = None
-        if config is not None:
-            try:
-                named = json.loads(config).get("eos_token")
-            except (ValueError, AttributeError):
-                raise RequestError(f"{CONFIG_NAME} is damaged") from None
-            named = named.get("content") if isinstance(named, dict) else named
-        for name in (_ENDS[0], *([named] if isinstance(named, str) else []), *_ENDS[1:]):
+        named = self._named(config, "eos_token")
+        for name in (_ENDS[0], *([named] if named else []), *_ENDS[1:]):
             token = self._pieces.token_to_id(name)
             if token is not None:
                 return int(token)
@@ -90,6 +96,14 @@ class HuggingFaceTokenizer(Tokenizer):
             if len(ids) == 256:
                 return frozenset(ids)
         return frozenset()
+
+    @property
+    def prefix_id(self) -> int:
+        token = self._pieces.token_to_id(self._beginning) if self._beginning else None
+        return self.end_of_text_id if token is None else int(token)
+
+    def encode_as_released(self, text: str) -> list[int]:
+        return list(self._pieces.encode(writable(text), add_special_tokens=True).ids)
 
     @property
     def vocab_size(self) -> int:

@@ -12,6 +12,10 @@ from configs import command
 from configs.checks import run_weights
 from configs.run_layout import EVALUATION, RunLayout
 from configs.schema import Recipe
+from training.evaluate import task_files
+from training.evaluate.battery.build import VERSION
+from training.evaluate.tables import results_lines
+from training.evaluate.texts import fingerprints, open_texts
 from training.runs import finished_checkpoint
 
 
@@ -21,31 +25,48 @@ def evaluate(recipe: Recipe) -> int:
     if recipe.task != "language_modeling":
         return _evaluate_task(recipe, layout)
     tokens = manifest.require(layout.tokens, "data")
-    pretrained = _finished(layout, "pretrain")
+    stages = {"pretrain": _finished(layout, "pretrain")}
     finetuned = None if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
-    inputs = {"tokens": tokens.fingerprint, "pretrain": pretrained[1]}
+    inputs = {"tokens": tokens.fingerprint, "pretrain": stages["pretrain"][1]}
     if finetuned is not None:
+        stages["finetune"] = finetuned
         inputs["finetune"] = finetuned[1]
         inputs["examples"] = manifest.require(layout.examples, "examples").fingerprint
-    identity = {
-        "evaluate": recipe.evaluate.identity(),
-        "generate": recipe.generate.identity(),
-        "context_length": recipe.train.context_length,
-    }
-    with open_stage("evaluation", layout.evaluation, identity, inputs) as stage:
+    sources = open_texts(recipe)
+    inputs |= fingerprints(sources, layout.evaluation) | task_files.check(recipe.evaluate)
+    with open_stage("evaluation", layout.evaluation, _identity(recipe), inputs) as stage:
         if stage.finished:
             print(f"{layout.evaluation}: up to date")
         else:
             # Imported here, so that torch is not needed if the evaluation is up to date.
-            from training.evaluate.results import evaluate_run
+            from training.evaluate.results import Evaluation
+            from training.commands.evaluation_log import write_scalars
 
-            results = evaluate_run(
-                recipe, layout, tokens.counts["validation"], pretrained[0], finetuned and finetuned[0]
-            )
+            checkpoints = {name: checkpoint for name, (checkpoint, _) in stages.items()}
+            results = Evaluation(recipe, layout, stage, sources).run(checkpoints, tokens.counts["validation"]["bytes"])
             atomic.write_json(stage.work / EVALUATION, results)
-            stage.publish(counts={}, versions=manifest.versions("torch", "zstandard"))
-    _print(atomic.read_json(layout.evaluation / EVALUATION))
+            stage.publish(counts={}, versions=manifest.versions("torch", "zstandard", "lm_eval"))
+            for name, facts in results["stages"].items():
+                write_scalars(layout.evaluation_log, name, {facts["step"]: facts})
+    print("\n".join(results_lines(atomic.read_json(layout.evaluation / EVALUATION))))
     return command.DONE
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe keys that the results depend on."""
+    section = recipe.evaluate.identity()
+    # The content of the texts is among the inputs.
+    texts = {name: {**source, "path": None} for name, source in section.pop("texts").items()}
+    # Evaluations without texts and tasks have no key for them, so that they stay current.
+    more = {"texts": texts} if texts else {}
+    tasks = {key: section.pop(key) for key in ("tasks", "task_path", "shots", "limit", "chat", "seed")}
+    if tasks["tasks"]:
+        more["tasks"] = {**tasks, "task_path": None, "battery": VERSION}
+    return {
+        "evaluate": {**section, **more},
+        "generate": recipe.generate.identity(),
+        "context_length": recipe.train.context_length,
+    }
 
 
 def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
@@ -105,23 +126,6 @@ def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
         print(f"{layout.finetune}: training is not finished, so it is not evaluated", file=sys.stderr)
         return None
     return _finished(layout, "finetune")
-
-
-def _print(results: dict[str, Any]) -> None:
-    pretrain, baselines = results["pretrain"], results["baselines"]
-    print(f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes")
-    print(f"  pretrained {pretrain['bits_per_byte']:.3f} bits per byte, loss {pretrain['loss']:.3f} nats per token")
-    for name, row in baselines.items():
-        print(f"  {name:<10} {row['bits_per_byte']:.3f} bits per byte")
-    if tuned := results.get("finetune"):
-        before, after = tuned["held_out_loss_before"], tuned["held_out_loss_after"]
-        print(
-            f"answers      {tuned['examples']} held out: loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"
-        )
-        print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
-    if results["experts"]:
-        worst = max(facts["max_over_mean"] for facts in results["experts"].values())
-        print(f"experts      max/mean expert load {worst:.2f} on the validation text")
 
 
 def _task_lines(facts: dict[str, Any]) -> list[str]:

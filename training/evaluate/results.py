@@ -1,18 +1,29 @@
-"""Evaluates a run: models and baselines on the validation text, loss on held-out answers, and a sample."""
+"""Evaluates a run's stages: loss on the validation text and on other texts, held-out answers, tasks, and a sample.
 
+Everything that takes long is stored as soon as it is measured, so an interrupted evaluation continues where it stopped.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from artefacts import atomic, manifest
+from artefacts.stage import Stage
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from pipeline.sources.base import Source
 from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.registry import load_tokenizer
 from training.data.build import validation_windows
 from training.data.chat import ChatExamples
+from training.data.windows import TokenWindows
+from training.evaluate import task_files, texts
 from training.evaluate.baselines import bigram_nats, compressed_bytes
+from training.evaluate.battery.build import write_battery
 from training.evaluate.loss import Measured, measure
 from training.inference.completion import complete
 from training.model_loading import best_device, load_model
@@ -20,78 +31,179 @@ from training.objective import Objective
 
 #: Maximum number of training tokens that the bigram baseline counts.
 _BIGRAM_TOKENS = 50_000_000
+#: Folder of the battery in the evaluation.
+BATTERY = "battery"
+
+Facts = dict[str, Any]
 
 
-def evaluate_run(
-    recipe: Recipe, layout: RunLayout, counts: dict[str, Any], pretrained: Path, finetuned: Path | None
-) -> dict[str, Any]:
-    """Evaluate a run and return the contents of ``evaluation.json``.
+class Evaluation:
+    """One evaluation of a run. The stage's folder for intermediate files holds what has been measured so far."""
 
-    Args:
-        recipe: the run's recipe.
-        layout: the run's layout.
-        counts: the token manifest's counts for the validation split.
-        pretrained: folder of the pretrained checkpoint.
-        finetuned: folder of the fine-tuned checkpoint, or None.
-    """
-    device = best_device(recipe)
-    limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
-    windows = validation_windows(recipe, layout).in_order(batch, limit)
-    objective = Objective(recipe.model, recipe.train)
-    text = _validation_text(layout, limit)
-    text_bytes = len(text) if limit else int(counts["bytes"])
-    tokenizer = load_tokenizer(layout.tokenizer)
-    model = load_model(recipe, pretrained, device)
-    base = measure(model, objective, windows, device, "validation")
-    results: dict[str, Any] = {
-        "pretrain": {
-            "checkpoint": pretrained.name,
-            "loss": base.loss,
-            "tokens": base.targets,
-            "bytes": text_bytes,
-            "bits_per_byte": base.bits_per_byte(text_bytes),
-        },
-        "baselines": _baselines(recipe, layout, text, text_bytes),
-        "experts": {layer: _load_facts(load) for layer, load in base.loads.items()},
-    }
-    if finetuned is not None:
-        examples = ChatExamples(layout.examples, "held-out", tokenizer.pad_id)
-        before = _measure_answers(recipe, model, examples, device, "before")
-        model = load_model(recipe, finetuned, device)
-        after = _measure_answers(recipe, model, examples, device, "after")
-        tuned = measure(model, objective, windows, device, "validation, after")
-        results["finetune"] = {
-            "checkpoint": finetuned.name,
-            "examples": len(examples),
-            "held_out_loss_before": before.loss,
-            "held_out_loss_after": after.loss,
-            "bits_per_byte": tuned.bits_per_byte(text_bytes),
+    def __init__(self, recipe: Recipe, layout: RunLayout, stage: Stage, sources: Mapping[str, Source]) -> None:
+        """Prepare an evaluation.
+
+        Args:
+            recipe: the run's recipe.
+            layout: the run's layout.
+            stage: the open stage.
+            sources: the sources of ``evaluate.texts``.
+        """
+        self._recipe, self._layout, self._stage, self._sources = recipe, layout, stage, sources
+        self._device = best_device(recipe)
+        self._tokenizer = load_tokenizer(layout.tokenizer)
+        self._loaded: tuple[Path, Any] | None = None
+
+    def run(self, checkpoints: Mapping[str, Path], text_bytes: int) -> Facts:
+        """Return the contents of ``evaluation.json``.
+
+        Args:
+            checkpoints: stage -> folder of its checkpoint. The first stage is pretraining.
+            text_bytes: size of the entire validation text in bytes.
+        """
+        self._prepare()
+        results: Facts = {"stages": {}}
+        for stage, checkpoint in checkpoints.items():
+            if stage != "pretrain":
+                # While the pretrained model is still loaded.
+                self._once(f"{stage}-before", lambda: self._answers(checkpoints["pretrain"], "before"))
+        for stage, checkpoint in checkpoints.items():
+            results["stages"][stage] = self._stage_facts(stage, checkpoint, text_bytes)
+        results["experts"] = results["stages"]["pretrain"].pop("experts")
+        results["baselines"] = self._once("baselines", lambda: self._baselines(text_bytes))
+        if self._recipe.generate.prompt:
+            last = [*checkpoints.values()][-1]
+            completion = "".join(complete(self._recipe, self._model(last), self._tokenizer))
+            results["samples"] = [{"prompt": self._recipe.generate.prompt, "completion": completion}]
+        return results
+
+    def _prepare(self) -> None:
+        """Do what may fail because of the recipe before anything is measured: read the texts, and load the tasks."""
+        for name in self._sources:
+            self._text(name)
+        if (section := self._recipe.evaluate).tasks:
+            folders = task_files.folders(section, self._stage.work / BATTERY)
+            if self._stage.work / BATTERY in folders:
+                write_battery(self._stage.work / BATTERY, self._recipe, self._layout, self._tokenizer)
+            from training.evaluate.harness.run import load_tasks
+
+            load_tasks(section.tasks, folders)
+
+    def _stage_facts(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
+        facts = {"checkpoint": checkpoint.name, "step": _step(checkpoint)}
+        facts |= self._once(f"{stage}-validation", lambda: self._validation(stage, checkpoint, text_bytes))
+        if stage != "pretrain":
+            before = self._once(f"{stage}-before", lambda: self._answers(checkpoint, "before"))
+            after = self._once(f"{stage}-after", lambda: self._answers(checkpoint, "after"))
+            facts |= {"examples": after["examples"], "held_out_loss_before": before["loss"]}
+            facts["held_out_loss_after"] = after["loss"]
+        facts["texts"] = {
+            name: self._once(f"{stage}-text-{name}", lambda name=name: self._text_loss(name, checkpoint))  # type: ignore[misc]
+            for name in self._sources
         }
-    if recipe.generate.prompt:
-        completion = "".join(complete(recipe, model, tokenizer))
-        results["samples"] = [{"prompt": recipe.generate.prompt, "completion": completion}]
-    return results
+        if self._recipe.evaluate.tasks:
+            facts["tasks"] = self._once(f"{stage}-tasks", lambda: self._tasks(stage, checkpoint))
+        return facts
+
+    def _once(self, name: str, work: Callable[[], Facts]) -> Facts:
+        """Return the result that is stored under a name, or compute and store it."""
+        path = self._stage.scratch / f"{name}.json"
+        if not path.exists():
+            atomic.write_json(path, work())
+        facts: Facts = atomic.read_json(path)
+        return facts
+
+    def _model(self, checkpoint: Path) -> Any:
+        if self._loaded is None or self._loaded[0] != checkpoint:
+            self._loaded = None  # frees the other model first
+            self._loaded = checkpoint, load_model(self._recipe, checkpoint, self._device)
+        return self._loaded[1]
+
+    def _validation(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
+        limit, batch = self._recipe.evaluate.max_tokens, self._recipe.evaluate.batch
+        windows = validation_windows(self._recipe, self._layout).in_order(batch, limit)
+        objective = Objective(self._recipe.model, self._recipe.train)
+        measured = measure(self._model(checkpoint), objective, windows, self._device, f"validation, {stage}")
+        facts = loss_facts(measured, len(self._validation_text) if limit else text_bytes)
+        if stage == "pretrain":
+            facts["experts"] = {layer: _load_facts(load) for layer, load in measured.loads.items()}
+        return facts
+
+    def _text(self, name: str) -> tuple[Path, dict[str, int]]:
+        """Tokenize a text. Returns the folder with its shard, and its counts."""
+        folder = self._stage.scratch / f"text-{name}"
+        return folder, texts.write_tokens(self._recipe, name, self._sources[name], self._tokenizer, folder)
+
+    def _text_loss(self, name: str, checkpoint: Path) -> Facts:
+        (folder, counts), limit = self._text(name), self._recipe.evaluate.max_tokens
+        boundary = self._tokenizer.end_of_text_id if self._recipe.train.mask_documents else None
+        windows = TokenWindows(folder, texts.SPLIT, self._recipe.train.context_length, boundary)
+        batches = windows.in_order(self._recipe.evaluate.batch, limit)
+        objective = Objective(self._recipe.model, self._recipe.train)
+        measured = measure(self._model(checkpoint), objective, batches, self._device, f"text {name}")
+        cut = limit is not None and limit < counts["tokens"]
+        text_bytes = len(self._decoded(folder, texts.SPLIT, limit)) if cut else counts["bytes"]
+        return {"documents": counts["documents"], **loss_facts(measured, text_bytes)}
+
+    def _tasks(self, stage: str, checkpoint: Path) -> Facts:
+        from training.evaluate.harness.language_model import MillraceLM
+        from training.evaluate.harness.run import run_tasks
+
+        section = self._recipe.evaluate
+        length = self._recipe.model.max_seq_len or self._recipe.train.context_length
+        return run_tasks(
+            MillraceLM(self._model(checkpoint), self._tokenizer, length, section.batch),
+            section.tasks,
+            task_files.folders(section, self._stage.work / BATTERY),
+            shots=section.shots,
+            limit=section.limit,
+            chat=section.chat and stage != "pretrain",
+        )
+
+    def _answers(self, checkpoint: Path, when: str) -> Facts:
+        """Measure a model's loss on held-out answers. ``when`` labels the progress bar."""
+        examples = ChatExamples(self._layout.examples, "held-out", self._tokenizer.pad_id)
+        # Each answer is a separate sample, so there are no document boundaries to mask.
+        train = self._recipe.train.model_copy(update={"mask_documents": False})
+        batches = examples.in_order(self._recipe.evaluate.batch)
+        objective = Objective(self._recipe.model, train)
+        measured = measure(self._model(checkpoint), objective, batches, self._device, f"held-out answers, {when}")
+        return {"examples": len(examples), "loss": measured.loss}
+
+    def _baselines(self, text_bytes: int) -> Facts:
+        limit, text = self._recipe.evaluate.max_tokens, self._validation_text
+        size = len(text) if limit else text_bytes
+        bigram = _bigram(self._layout, limit, self._recipe.vocab_size)
+        return {
+            "bigram": {"bits_per_byte": bigram.bits_per_byte(size)},
+            "zstd -19": {"bits_per_byte": 8 * compressed_bytes(text) / size},
+        }
+
+    @cached_property
+    def _validation_text(self) -> bytes:
+        return self._decoded(self._layout.tokens, "val", self._recipe.evaluate.max_tokens)
+
+    def _decoded(self, folder: Path, split: str, limit: int | None) -> bytes:
+        """Decode the first tokens of a split's shards, and return the concatenated text as UTF-8."""
+        return "".join(self._tokenizer.decode(stream.tolist()) for stream in _streams(folder, split, limit)).encode()
 
 
-def _baselines(recipe: Recipe, layout: RunLayout, text: bytes, text_bytes: int) -> dict[str, dict[str, float]]:
-    bigram = _bigram(layout, recipe.evaluate.max_tokens, recipe.vocab_size)
+def loss_facts(measured: Measured, text_bytes: int) -> Facts:
+    """Return the results on a text: the loss in nats per token, and what follows from it."""
     return {
-        "bigram": {"bits_per_byte": bigram.bits_per_byte(text_bytes)},
-        "zstd -19": {"bits_per_byte": 8 * compressed_bytes(text) / text_bytes},
+        "loss": measured.loss,
+        "perplexity": math.exp(min(measured.loss, 700.0)),
+        "tokens": measured.targets,
+        "bytes": text_bytes,
+        "bits_per_byte": measured.bits_per_byte(text_bytes),
     }
 
 
-def _measure_answers(recipe: Recipe, model: Any, examples: ChatExamples, device: torch.device, when: str) -> Measured:
-    """Measure a model's loss on held-out answers.
-
-    ``when`` labels the progress bar: ``before`` or ``after`` fine-tuning.
-    """
-    # Each answer is a separate sample, so there are no document boundaries to mask.
-    objective = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
-    return measure(model, objective, examples.in_order(recipe.evaluate.batch), device, f"held-out answers, {when}")
+def _step(checkpoint: Path) -> int:
+    return int(manifest.require(checkpoint, "pretrain").counts["step"])
 
 
-def _load_facts(load: list[float]) -> dict[str, Any]:
+def _load_facts(load: list[float]) -> Facts:
     return {"load": load, "max_over_mean": max(load), "variation": float(np.std(load))}
 
 
@@ -104,12 +216,6 @@ def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
         if left is not None:
             left = max(0, left - len(stream))
     return [stream for stream in streams if len(stream) > 1]
-
-
-def _validation_text(layout: RunLayout, limit: int | None) -> bytes:
-    """Decode the validation tokens, and return the concatenated text as UTF-8."""
-    tokenizer = load_tokenizer(layout.tokenizer)
-    return "".join(tokenizer.decode(stream.tolist()) for stream in _streams(layout.tokens, "val", limit)).encode()
 
 
 def _bigram(layout: RunLayout, limit: int | None, vocab_size: int) -> Measured:
