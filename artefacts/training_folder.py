@@ -1,4 +1,4 @@
-"""The life cycle of a training folder (``pretrain/``, ``finetune/``). A run can resume only in its own folder.
+"""The life cycle of a training folder (``pretrain/``, ``finetune/NAME/``). A run can resume only in its own folder.
 
 Unlike a data artefact, the folder is written in place, because a killed run resumes from its checkpoints.
 ``identity.json`` is written at the start, and ``manifest.json`` at the end. If either file is lost, it is restored from
@@ -22,7 +22,7 @@ IDENTITY = "identity.json"
 CHECKPOINTS = "checkpoints"
 #: Prefix of the checkpoints' names, before the step.
 STEP_PREFIX = "step-"
-#: The stages of training. Each is a training folder of the run, a make target and a command that launchers start.
+#: The stages of training. Each is a make target and a command that launchers start.
 STAGES = ("pretrain", "finetune")
 #: Environment variable that is set in all jobs of a chain (``launch.slurm.train.chain``) except the first.
 LATER_IN_CHAIN = "MILLRACE_LATER_IN_CHAIN"
@@ -37,12 +37,19 @@ class TrainingRun:
         folder: the folder with the run's checkpoints and metrics.
         identity: the recipe keys that define the run. Changing any of them defines a different run.
         inputs: fingerprints of the artefacts that the run is trained on.
+        name: ``pretrain``, or the fine-tuning stage's name.
     """
 
     stage: str
     folder: Path
     identity: dict[str, Any]
     inputs: dict[str, str]
+    name: str = "pretrain"
+
+    @property
+    def label(self) -> str:
+        """What messages call the run: ``pretrain``, ``finetune`` or, for a stage of another name, ``finetune NAME``."""
+        return self.stage if self.name in ("pretrain", "sft") else f"{self.stage} {self.name}"
 
     @property
     def key(self) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 from artefacts.checkout import CHECKOUT
 from artefacts.errors import RequestError
-from configs import recipe_yaml
-from configs.load import generic_key, kind_of, renamed, suggested
+from configs.load import renamed, suggested
+from configs.parsing import recipe_yaml
+from configs.parsing.key_lookup import generic_key, kind_of
 from configs.reference import EFFECTS, SAME_KEYS, Key, Page, keys, pages, spelled
 from configs.schema import Recipe
 from configs.schema.base import inner_sections

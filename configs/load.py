@@ -1,21 +1,22 @@
 """Recipe loading: parse YAML, apply ``section.key=value`` overrides, validate. Each error is a single line."""
 
-import copy
 import difflib
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from artefacts.errors import RequestError, utf8_fault
-from configs import recipe_yaml
-from configs.recipe_yaml import RecipeYamlError
+from configs.parsing import recipe_yaml
+from configs.parsing.key_lookup import keys_of, kind_of, look_up
+from configs.parsing.overrides import overridden
+from configs.parsing.recipe_yaml import RecipeYamlError
 from configs.schema import Recipe
-from configs.schema.base import Section, has_names, inner_sections
+from configs.schema.finetune import stage_name
 from configs.schema.models import FAMILIES, UNKNOWN_FAMILY
 from configs.schema.renamed import RENAMED
 
@@ -49,14 +50,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RequestError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise RequestError(f"{path}: a recipe is a mapping of sections (run, data, tokenizer, model, train, ...)")
-    resolved = _overridden(tree, overrides or [])
+    resolved = overridden(tree, overrides or [])
     if unwritable := _utf8_fault(resolved):
         raise RequestError(f"{path}: {unwritable}")
     try:
         return Recipe.model_validate(resolved)
     except ValidationError as error:
         # If a required key is misspelled, report the unknown key rather than the missing one.
-        fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        fault = min(_named(error, resolved), key=lambda fault: fault["type"] != "extra_forbidden")
     override = _at_fault(tree, overrides or [], fault)
     raise RequestError(_explain(fault, f"override {override}" if override else str(path)))
 
@@ -89,37 +90,6 @@ def as_override(key: str, value: Any) -> str:
     return f"'{override}'" if " " in override else override
 
 
-def _overridden(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return a copy of a recipe's tree with overrides applied."""
-    tree = copy.deepcopy(tree)
-    for override in overrides:
-        _override(tree, override)
-    return tree
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RequestError(
-            f"{override!r} is not an override: write section.key=value, in quotes if the value has spaces"
-        )
-    try:
-        # For an optional key, null means None, not the string.
-        literal = _takes_text(key) and (text != "null" or kind_of(key) is str)
-        value = text if literal else recipe_yaml.parse(text, kind_of, key)
-    except RecipeYamlError as error:
-        raise RequestError(f"override {override}: {error.message}") from None
-    except yaml.YAMLError:
-        value = text
-    *parents, leaf = key.split(".")
-    node = tree
-    for parent in parents:
-        if not isinstance(node.get(parent), dict):
-            node[parent] = {}
-        node = node[parent]
-    node[leaf] = value
-
-
 def _utf8_fault(value: Any, key: str = "") -> str | None:
     """Describe the first string in a tree that cannot be encoded as UTF-8. Returns None if there is no such string."""
     if isinstance(value, str):
@@ -138,7 +108,7 @@ def _at_fault(tree: dict[str, Any], overrides: list[str], fault: ErrorDetails) -
     causes = []
     for place, override in enumerate(overrides):
         others = overrides[:place] + overrides[place + 1 :]
-        if _same(fault) not in map(_same, _faults(_overridden(tree, others))):
+        if _same(fault) not in map(_same, _faults(overridden(tree, others))):
             causes.append(override)
     return min(reversed(causes), key=lambda override: _mentioned(override.partition("=")[0], fault), default=None)
 
@@ -147,8 +117,24 @@ def _faults(tree: dict[str, Any]) -> list[ErrorDetails]:
     try:
         Recipe.model_validate(tree)
     except ValidationError as error:
-        return error.errors()
+        return _named(error, tree)
     return []
+
+
+def _named(error: ValidationError, tree: dict[str, Any]) -> list[ErrorDetails]:
+    """Return a recipe's errors. In their locations, a fine-tuning stage's index is replaced by its name.
+
+    A single stage's index is removed instead.
+    """
+    stages = tree.get("finetune")
+    faults = error.errors()
+    for fault in faults:
+        section, *rest = fault["loc"] or ("",)
+        if section == "finetune" and rest and isinstance(rest[0], int):
+            listed = stages if isinstance(stages, list) and len(stages) > 1 else []
+            name = [stage_name(listed[rest[0]])] if listed and isinstance(listed[rest[0]], dict) else []
+            fault["loc"] = (section, *name, *rest[1:])
+    return faults
 
 
 def _same(fault: ErrorDetails) -> tuple[Any, ...]:
@@ -166,67 +152,6 @@ def _mentioned(name: str, fault: ErrorDetails) -> float:
     keys = "|".join(re.escape(key) for key in (name, name.removeprefix(f"{section}.")))
     match = re.search(rf"(?<![\w.])({keys})(?!\w)", message)
     return match.start() if match else math.inf
-
-
-class _Key(NamedTuple):
-    """A recipe key as the schema declares it.
-
-    Attributes:
-        generic: the key, with NAME in place of a name that the user chose.
-        name: the name that the user chose. Empty if there is none.
-        kind: the type annotation of the key's value. None if there is no such key.
-        examples: valid values, if the schema has any.
-    """
-
-    generic: str
-    name: str
-    kind: Any
-    examples: list[Any]
-
-
-def _key(key: str) -> _Key:
-    """Look up a dotted key in the schema."""
-    sections: list[type[Section]] = [Recipe]
-    parts: list[str] = []
-    kind: Any = None
-    examples: list[Any] = []
-    name, named = "", False
-    for part in key.split("."):
-        if named:
-            parts.append("NAME")
-            name, kind, named = part, sections[0], False
-            continue
-        parts.append(part)
-        # A model section may belong to any family, so use the first family that has the key.
-        fields = (section.named_fields().get(part, ("", None))[1] for section in sections)
-        field = next(filter(None, fields), None)
-        sections, kind = (inner_sections(field), field.annotation) if field else ([], None)
-        examples = (field and field.examples) or []
-        named = field is not None and bool(sections) and has_names(field)
-    return _Key(".".join(parts), name, kind, examples)
-
-
-def generic_key(key: str) -> str:
-    """Return a dotted key with NAME in place of a name that the user chose."""
-    return _key(key).generic
-
-
-def kind_of(key: str) -> Any:
-    """Return the annotation of a dotted key, or None if there is no such key."""
-    return _key(key).kind
-
-
-def _takes_text(key: str) -> bool:
-    """Return whether a key holds text. Overrides pass text literally, because a prompt may be ``yes`` or ``# note``."""
-    kind = kind_of(key)
-    return kind is str or (str in get_args(kind) and type(None) in get_args(kind))
-
-
-def _keys_of(section: str) -> list[str]:
-    """List a section's keys, without the section's name."""
-    prefix = f"{_key(section).generic}."
-    every: list[str] = Recipe.keys()
-    return [key.removeprefix(prefix) for key in every if key.startswith(prefix)]
 
 
 def _place(fault: ErrorDetails) -> str:
@@ -247,7 +172,7 @@ def _is_family(parts: list[str], index: int) -> bool:
 
 def _nearest(fault: ErrorDetails) -> str:
     """Suggest a key in place of an unknown one. In a model section, suggest only keys of its family."""
-    generic, name, *_ = _key(_place(fault))
+    generic, name, *_ = look_up(_place(fault))
     parts = [str(part) for part in fault["loc"]]
     keys: list[str] = Recipe.keys()
     for index, part in enumerate(parts):
@@ -293,19 +218,19 @@ def _explain(fault: ErrorDetails, where: str) -> str:
     if fault["type"] == "missing":
         return f"{where}: {key} is missing"
     if fault["type"] in ("model_type", "model_attributes_type"):
-        first = next(iter(_keys_of(key)), "KEY")
+        first = next(iter(keys_of(key)), "KEY")
         return f"{where}: {key} is a section, not {fault['input']!r}: set its keys, such as {key}.{first}"
     if fault["type"] == "tuple_type":
         return f"{where}: {key} must be a list, such as [{fault['input']}]"
     if fault["type"] == "string_pattern_mismatch":
         rule = f": use {_RULES[key]}" if key in _RULES else ""
-        return f"{where}: {key}: {fault['input']!r} is not valid{rule}; examples: {', '.join(_key(key).examples)}"
+        return f"{where}: {key}: {fault['input']!r} is not valid{rule}; examples: {', '.join(look_up(key).examples)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         if not key:
             return f"{where}: {message}"
         # A section's message usually starts with one of its keys.
-        begins = isinstance(fault["input"], dict) and re.split(r"[^\w-]", message)[0] in _keys_of(key)
+        begins = isinstance(fault["input"], dict) and re.split(r"[^\w-]", message)[0] in keys_of(key)
         return f"{where}: {key}{'.' if begins else ': '}{message}"
     if message.startswith("Input should be "):
         # Drop pydantic's details on how it tried to parse the value.

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from artefacts.training_folder import IDENTITY
 from configs.schema import Recipe
 
 #: The file in ``evaluation/`` with the results of ``evaluate``.
 EVALUATION = "evaluation.json"
+#: The file in ``evaluation-log/`` with the results of ``evaluate checkpoints``.
+CHECKPOINT_RESULTS = "checkpoints.json"
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,28 @@ class RunLayout:
 
     @property
     def examples(self) -> Path:
+        """Folder of a supervised model's examples, and of one folder per fine-tuning stage."""
         return _followed(self.run / "examples")
 
     @property
     def pretrain(self) -> Path:
         return _followed(self.run / "pretrain")
 
-    @property
-    def finetune(self) -> Path:
-        return _followed(self.run / "finetune")
+    def examples_of(self, stage: str) -> Path:
+        """Folder of a fine-tuning stage's examples."""
+        return _followed(self.examples / stage)
+
+    def finetune(self, stage: str) -> Path:
+        """Folder of a fine-tuning stage."""
+        return _followed(_followed(self.run / "finetune") / stage)
+
+    def training(self, stage: str) -> Path:
+        """Folder of a training stage: ``pretrain``, or the name of a fine-tuning stage."""
+        return self.pretrain if stage == "pretrain" else self.finetune(stage)
+
+    def finetuned(self) -> list[str]:
+        """List the names of the fine-tuning stages that have started, in alphabetical order."""
+        return sorted(path.parent.name for path in _followed(self.run / "finetune").glob(f"*/{IDENTITY}"))
 
     @property
     def logs(self) -> Path:

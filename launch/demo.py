@@ -20,7 +20,7 @@ from configs.checks.unread_keys import TARGETS
 from configs.load import load_recipe
 from configs.run_layout import EVALUATION, RunLayout
 from configs.schema import Recipe
-from training.runs import finetune_run, pretrain_run
+from training.runs import next_run, pretrain_run
 
 #: Number of steps that run twice: before the simulated crash, and after the resume. Their losses must be bit-identical.
 _REPEATED = 20
@@ -33,7 +33,7 @@ def demo(recipe: Recipe, recipe_path: str, overrides: list[str]) -> int:
     Raises:
         RequestError: the recipe has no fine-tuning, no prompt, or too few steps for a simulated crash.
     """
-    if recipe.finetune is None:
+    if not recipe.finetune:
         raise RequestError("the recipe has no finetune section, which the demo needs")
     if not recipe.generate.prompt:
         raise RequestError("generate.prompt is empty, but the demo ends with a completion")
@@ -86,7 +86,7 @@ class _Stages:
         return status
 
     def finetune(self) -> int:
-        self.worked |= finetune_run(self._recipe, self._layout).manifest() is None
+        self.worked |= next_run(self._recipe, self._layout, "finetune").manifest() is None
         return self._launch("finetune", [])
 
     def evaluate(self) -> int:
@@ -113,7 +113,9 @@ class _Stages:
 
     def _manifests(self) -> list[int | None]:
         layout = self._layout
-        return [_stamp(f / manifest.NAME) for f in (layout.documents, layout.tokenizer, layout.tokens, layout.examples)]
+        examples = [layout.examples_of(stage.name) for stage in self._recipe.finetune]
+        folders = (layout.documents, layout.tokenizer, layout.tokens, *examples)
+        return [_stamp(folder / manifest.NAME) for folder in folders]
 
 
 def _last_step(folder: Path) -> int:
@@ -146,7 +148,7 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
     split, parameters = tokens.counts, pretrain.details["parameters"]
     speed = statistics.median(step["tokens_per_second"] for step in steps)
     scores = {name: row["bits_per_byte"] for name, row in results["baselines"].items()}
-    tuned, sample = results["finetune"], results["samples"][0]
+    tuned, sample = results["finetune"][recipe.finetune[-1].name], results["samples"][0]
     before, after = tuned["held_out_loss_before"], tuned["held_out_loss_after"]
     rows = [
         ("documents", f"{documents.counts['documents']:,} kept, {split['validation']['documents']:,} of them held out"),

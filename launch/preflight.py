@@ -54,7 +54,7 @@ def _check_data(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> None:
         return
     require_sound(layout.tokens, "data")
     if run.stage == "finetune":
-        require_sound(layout.examples, "examples")
+        require_sound(layout.examples_of(run.name), "examples")
     elif recipe.packs:
         require_sound(layout.packing, "data")
 

@@ -22,9 +22,10 @@ from launch.torchrun import check_port, torchrun
 from training.estimate.device import device_of
 from training.estimate.fitting import relief
 from training.estimate.memory import memory
-from training.runs import finetune_run, pretrain_run
+from training.runs import stages_of, training_run
 
-COMMANDS = {"pretrain": pretrain_run, "finetune": finetune_run}
+#: Commands that launchers start.
+COMMANDS = ("pretrain", "finetune")
 #: Environment variable that a SLURM job's first node sets. That node runs the checks, then starts this command on every
 #: node.
 IN_ALLOCATION = "MILLRACE_ALLOCATION"
@@ -35,7 +36,7 @@ def plan(
 ) -> Plan:
     """Return the plan for starting workers on this node, according to launch.kind.
 
-    ``more`` holds additional environment variables for the workers.
+    ``overrides`` may also hold options of the workers' command. ``more`` holds additional environment variables.
 
     Raises:
         RequestError: the kind starts nothing on this node, or something it needs is missing.
@@ -50,7 +51,7 @@ def plan(
 
 def check_verb(recipe: Recipe, verb: str, recipe_path: str) -> None:
     """Raise ``RequestError`` if the recipe has no section for this command."""
-    if verb == "finetune" and recipe.finetune is None:
+    if verb == "finetune" and not recipe.finetune:
         raise RequestError(f"{recipe_path}: the recipe has no finetune section")
 
 
@@ -62,14 +63,24 @@ def launched(layout: RunLayout, verb: str) -> str:
 def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> int:
     """Start a command's workers and wait for them. Returns the exit status."""
     check_verb(recipe, verb, recipe_path)
+    for stage in stages_of(recipe, verb):
+        status = _start_stage(recipe, verb, stage, recipe_path, overrides)
+        if status != command.DONE:
+            return status
+    return command.DONE
+
+
+def _start_stage(recipe: Recipe, verb: str, stage: str, recipe_path: str, overrides: list[str]) -> int:
+    """Start the workers of one stage, and wait for them. Returns the exit status."""
     layout = RunLayout.of(recipe)
-    run = COMMANDS[verb](recipe, layout)
+    run = training_run(recipe, layout, stage)
     for line in run.restore():
-        print(f"{verb}: {line}", flush=True)
+        print(f"{run.label}: {line}", flush=True)
     if run.manifest() is not None:
         print(f"{run.folder}: up to date", flush=True)
         return command.DONE
     launch = recipe.launch
+    options = [f"--stage={stage}"] if verb == "finetune" else []
     with ExitStack() as stack:
         if IN_ALLOCATION not in os.environ:
             if launch.kind == "torchrun" and launch.nodes > 1:
@@ -79,9 +90,19 @@ def start(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str]) -> 
             else:
                 stack.enter_context(lock.hold(layout.launch(verb), launched(layout, verb)))
             for line in preflight(recipe, run, layout, here=launch.hostfile is None):
-                print(f"{verb}: {line}", flush=True)
+                print(f"{run.label}: {line}", flush=True)
         check_port(recipe)
-        return _supervise(recipe, verb, recipe_path, overrides, run, layout)
+        status = _supervise(recipe, verb, recipe_path, [*overrides, *options], run, layout)
+    if status == command.DONE and launch.nodes > 1:
+        _wait_for_manifest(run, launch.join_seconds)
+    return status
+
+
+def _wait_for_manifest(run: TrainingRun, seconds: float) -> None:
+    """Wait until this node sees the manifest that another node has written. The next stage starts from it."""
+    deadline = time.monotonic() + seconds
+    while run.manifest() is None and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def _supervise(

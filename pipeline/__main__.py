@@ -3,8 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from artefacts.errors import RequestError
+from artefacts.manifest import Manifest
 from configs.checks import unread_keys
 from configs.command import DONE, FAILED, add_recipe_arguments, parse, read_recipe, run
 from configs.run_layout import RunLayout
@@ -139,13 +141,22 @@ def _pack(recipe: Recipe, options: argparse.Namespace) -> int:
 
 
 def _examples(recipe: Recipe, options: argparse.Namespace) -> int:
-    if recipe.task == "language_modeling":
-        from pipeline.examples.chat import build
-    else:
-        from pipeline.examples.supervised import build
+    layout = RunLayout.of(recipe)
+    if recipe.task != "language_modeling":
+        from pipeline.examples import supervised
 
-    published = build(recipe)
-    folder = RunLayout.of(recipe).examples
+        _print_examples(layout.examples, supervised.build(recipe))
+        return DONE
+    from pipeline.examples import chat
+
+    if not recipe.finetune:
+        raise RequestError("the recipe has no finetune section, which describes the examples: add one")
+    for stage in recipe.finetune:
+        _print_examples(layout.examples_of(stage.name), chat.build(recipe, stage))
+    return DONE
+
+
+def _print_examples(folder: Path, published: Manifest | None) -> None:
     if published is None:
         print(f"{folder}: up to date")
     else:
@@ -156,7 +167,6 @@ def _examples(recipe: Recipe, options: argparse.Namespace) -> int:
             f"{folder}: {train['examples']:,} training examples, {held_out['examples']:,} held out; "
             f"{sum(reasons.values()):,} dropped{why}"
         )
-    return DONE
 
 
 def _verify(recipe: Recipe, options: argparse.Namespace) -> int:

@@ -62,9 +62,9 @@ def test_the_table_shows_the_results(root: Path) -> None:
 
 
 def test_every_artefact_is_complete(layout: RunLayout) -> None:
-    for folder in (layout.documents, layout.tokenizer, layout.tokens, layout.examples, layout.evaluation):
+    for folder in (layout.documents, layout.tokenizer, layout.tokens, layout.examples_of("sft"), layout.evaluation):
         assert manifest.faults(folder) == []
-    for folder in (layout.pretrain, layout.finetune):
+    for folder in (layout.pretrain, layout.finetune("sft")):
         saved = manifest.read(folder)
         assert saved is not None
         assert manifest.faults(folder / "checkpoints" / saved.details["checkpoint"]) == []
@@ -162,7 +162,7 @@ def test_generate_is_a_function_of_its_seed(root: Path) -> None:
 
 def test_a_changed_recipe_is_rejected_or_moves_the_run_aside_with_replace(root: Path, layout: RunLayout) -> None:
     words = ["launch", "local", "pretrain", "train.learning_rate=0.002", "train.steps=6"]
-    assert not run_weights.stale(layout, "finetune")
+    assert not run_weights.stale(layout, "sft")
     tokens = (layout.tokens / manifest.NAME).stat().st_mtime_ns
     finished = (layout.pretrain / manifest.NAME).read_bytes()
     refused = call(*words, root=root, expect=2)
@@ -176,7 +176,7 @@ def test_a_changed_recipe_is_rejected_or_moves_the_run_aside_with_replace(root: 
     # The fine-tuned weights are of the other run, and no weights are chosen silently.
     for verb in ("generate", "evaluate", "export"):
         refused = call("training", verb, root=root, expect=2)
-        assert "finetune is not current" in refused.stderr and "generate.stage=pretrain" in refused.stderr
+        assert "finetune/sft is not current" in refused.stderr and "generate.stage=pretrain" in refused.stderr
     chosen = call("training", "generate", "generate.prompt=Return the", "generate.stage=pretrain", root=root)
     assert f"weights: pretrained, step 6 of 6: {layout.pretrain / 'checkpoints'}" in chosen.stderr
 

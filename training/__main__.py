@@ -78,7 +78,7 @@ def _train(parsed: argparse.Namespace, worker: Worker) -> int:
     if parsed.verb == "finetune":
         from training.commands.finetune import finetune
 
-        return finetune(recipe, stop)
+        return finetune(recipe, stop, parsed.stage)
     from training.commands.pretrain import pretrain
 
     return pretrain(recipe, stop)

@@ -213,7 +213,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
 def _print_start(start: _Start) -> None:
     if not start.ranks.first:
         return
-    stage, notice = start.job.run.stage, start.job.notice
+    stage, notice = start.job.run.label, start.job.notice
     if start.resumption:
         checkpoint, changes = start.resumption.checkpoint, start.resumption.changes
         for line in checkpoint.skipped:
@@ -239,12 +239,12 @@ def _train(context: TrainingContext) -> int:
         # Finish a pending checkpoint: a simulated crash must not lose it.
         context.saver.drain()
         if first:
-            print(f"{run.stage}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)
+            print(f"{run.label}: simulated crash at step {train.simulate_crash_at}, nothing saved", flush=True)
         return command.FAILED
     if first:
         checkpoint = run.folder / CHECKPOINTS / checkpoint_name(train.steps)
         run.finish(checkpoint)
-        print(f"{run.stage}: finished, {train.steps} steps, weights in {checkpoint}", flush=True)
+        print(f"{run.label}: finished, {train.steps} steps, weights in {checkpoint}", flush=True)
     return command.DONE
 
 
@@ -262,6 +262,7 @@ def _identity(recipe: Recipe, job: Job) -> RunIdentity:
         },
         run={
             "stage": job.run.stage,
+            "name": job.run.name,
             "steps": job.train.steps,
             "parameters": {"total": counts.total, "active": counts.active},
         },

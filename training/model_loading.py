@@ -8,7 +8,7 @@ import torch
 
 from artefacts import manifest
 from artefacts.errors import RequestError
-from artefacts.training_folder import CHECKPOINTS, has_weights
+from artefacts.training_folder import CHECKPOINTS
 from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -78,10 +78,10 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
         checkpoint = named_checkpoint(section.weights, "generate.weights")
         saved, why = manifest.require(checkpoint, "pretrain"), ""
     else:
-        stage = section.stage or ("finetune" if has_weights(layout.finetune) else "pretrain")
-        if stage == "finetune" and section.stage is None:
-            run_weights.check_finetuning(layout)
-        newest = newest_complete(getattr(layout, stage) / CHECKPOINTS)
+        stage = run_weights.wanted_stage(recipe, layout)
+        if stage != "pretrain" and section.stage is None:
+            run_weights.check_finetuning(layout, stage)
+        newest = newest_complete(layout.training(stage) / CHECKPOINTS)
         if newest is None:
             raise run_weights.none_yet(layout, stage)
         for line in newest.skipped:

@@ -140,33 +140,69 @@ def _packing_fingerprint(recipe: Recipe, layout: RunLayout, tokens: Manifest) ->
     return packing.fingerprint
 
 
-def finetune_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
-    """Return a recipe's fine-tuning run, which needs finished pretraining and published examples.
+def training_run(recipe: Recipe, layout: RunLayout, name: str) -> TrainingRun:
+    """Return a stage's training run. ``name`` is ``pretrain`` or the name of a fine-tuning stage.
 
     Raises:
-        RequestError: either is missing, or the recipe has no finetune section.
+        RequestError: an input is missing or was made for another recipe, or there is no such stage.
     """
-    if recipe.finetune is None:
-        raise RequestError("the recipe has no finetune section")
-    pretrain = pretrain_run(recipe, layout)
-    pretrained = pretrain.manifest()
-    if pretrained is None:
-        pretrain.check_replacing(replace=False)
-        raise RequestError(f"{layout.pretrain} is not finished: run `{command_hints.make('pretrain')}` first")
-    examples = manifest.require(layout.examples, "examples")
-    # The examples' fingerprint is among the inputs, so how they were made need not be part of the identity.
-    section = {key: value for key, value in recipe.finetune.identity().items() if key != "examples"}
-    identity = {"seed": recipe.run.seed, "finetune": section, "pretrain": pretrain.key}
+    return pretrain_run(recipe, layout) if name == "pretrain" else finetune_run(recipe, layout, name)
+
+
+def finetune_run(recipe: Recipe, layout: RunLayout, name: str) -> TrainingRun:
+    """Return a fine-tuning stage's run, which needs published examples and the finished stage that it starts from.
+
+    Raises:
+        RequestError: either is missing, or the recipe has no such stage.
+    """
+    stage = recipe.stage(name)
+    start = training_run(recipe, layout, recipe.start_of(stage))
+    started = start.manifest()
+    if started is None:
+        start.check_replacing(replace=False)
+        raise RequestError(f"{start.folder} is not finished: run `{command_hints.make(start.stage)}` first")
+    examples = manifest.require(layout.examples_of(name), "examples")
+    # The examples' fingerprint is among the inputs, so how they were made need not be part of the identity. Neither is
+    # the name, so that a stage may be renamed together with its folders.
+    section = {key: value for key, value in stage.identity().items() if key not in ("examples", "name", "start_from")}
+    identity = {"seed": recipe.run.seed, "finetune": section, "start_from": start.name, "start": start.key}
     return TrainingRun(
         "finetune",
-        layout.finetune,
+        layout.finetune(name),
         identity,
         {
             "examples": examples.fingerprint,
             "tokenizer": examples.inputs["tokenizer"],
-            "weights": pretrained.details["weights"],
+            "weights": started.details["weights"],
         },
+        name,
     )
+
+
+def stages_of(recipe: Recipe, verb: str) -> list[str]:
+    """List the names of the stages that a command trains, in order.
+
+    Raises:
+        RequestError: the recipe has no section for the command.
+    """
+    if verb == "pretrain":
+        return ["pretrain"]
+    if not recipe.finetune:
+        raise RequestError("the recipe has no finetune section")
+    return [stage.name for stage in recipe.finetune]
+
+
+def next_run(recipe: Recipe, layout: RunLayout, verb: str) -> TrainingRun:
+    """Return the first of a command's stages that is not finished, or the last stage if all are finished.
+
+    Raises:
+        RequestError: an input is missing or was made for another recipe, or there is no such section.
+    """
+    for name in stages_of(recipe, verb):
+        run = training_run(recipe, layout, name)
+        if run.manifest() is None:
+            break
+    return run
 
 
 def finished_checkpoint(folder: Path) -> tuple[Path, str] | None:

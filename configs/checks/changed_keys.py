@@ -20,8 +20,8 @@ _KEYS = {
 }
 #: Identity keys and inputs whose values are not shown, with the text to show instead.
 _WITHOUT_VALUES = {
-    "pretrain": "different pretrained weights",
-    "weights": "different pretrained weights",
+    "start": "different weights to start from",
+    "weights": "different weights to start from",
     "backbone": "different weights of the backbone",
     "documents": "different documents",
     "tokenizer": "a different tokenizer",

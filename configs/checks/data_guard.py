@@ -6,35 +6,38 @@ from pathlib import Path
 from artefacts import lock, manifest
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_folder import has_weights, is_requeued, read_identity
+from artefacts.training_folder import IDENTITY, has_weights, is_requeued, read_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
 
-def guard(recipe: Recipe, name: str) -> Callable[[str], None]:
+def guard(recipe: Recipe, name: str, artefact: Path | None = None) -> Callable[[str], None]:
     """Return a function that a stage calls, with its reason, before it replaces the artefact ``name``.
+
+    ``artefact`` is its folder, which defaults to the layout's folder of that name.
 
     The function raises ``RequestError`` if a training run that uses the artefact is active or has weights. With
     ``run.replace``, this run's own weights do not count, because they are moved aside later. Weights of another run
     that shares the data always count.
     """
     layout = RunLayout.of(recipe)
+    replaced: Path = artefact or getattr(layout, name)
 
     def check(why: str) -> None:
-        artefact: Path = getattr(layout, name)
         for run in _runs(recipe, layout):
-            for folder in (run / "pretrain", run / "finetune"):
-                if not _learns_from(folder, name, layout):
+            for folder in (run / "pretrain", *sorted(path.parent for path in run.glob(f"finetune/*/{IDENTITY}"))):
+                if not _learns_from(folder, name, replaced, layout):
                     continue
-                lock.refuse_if_held(folder, f"{folder}: a training on {artefact}, which this would replace, is run")
+                lock.refuse_if_held(folder, f"{folder}: a training on {replaced}, which this would replace, is run")
                 is_this_run = run.absolute() == layout.run.absolute()
-                may_replace = is_this_run and recipe.run.may_replace(folder.name) and not is_requeued()
+                stage = "pretrain" if folder.name == "pretrain" else "finetune"
+                may_replace = is_this_run and recipe.run.may_replace(stage) and not is_requeued()
                 if has_weights(folder) and not may_replace:
-                    value = "finetune" if folder.name == "finetune" else "true"
+                    value = "finetune" if stage == "finetune" else "true"
                     move = f"move data and weights aside (run.replace={value})"
                     fix = move if is_this_run else "keep its data (data.root=…)"
                     raise RequestError(
-                        f"{folder} was trained on {artefact}, which this would replace ({why}): give the new run "
+                        f"{folder} was trained on {replaced}, which this would replace ({why}): give the new run "
                         f"another name (run.name=…), or {fix}"
                     )
 
@@ -48,17 +51,18 @@ def _runs(recipe: Recipe, layout: RunLayout) -> Iterator[Path]:
     yield from dict.fromkeys([layout.run, layout.data, *others])
 
 
-def _learns_from(folder: Path, name: str, layout: RunLayout) -> bool:
+def _learns_from(folder: Path, name: str, artefact: Path, layout: RunLayout) -> bool:
     """Return whether the run in a training folder was trained on the current artefact, directly or indirectly."""
     inputs = read_identity(folder).get("inputs", {})
-    now = _manifest(getattr(layout, name)) if inputs else None
+    now = _manifest(artefact) if inputs else None
     if now is None:
         return False
     if inputs.get(name) == now.fingerprint:
         return True
-    for user in (layout.tokens, layout.examples) if name == "documents" else ():
-        built = _manifest(user)
-        if built and built.inputs.get(name) == now.fingerprint and inputs.get(user.name) == built.fingerprint:
+    users = {"tokens": layout.tokens, "examples": layout.examples} if name == "documents" else {}
+    for user, path in users.items():
+        built = _manifest(path)
+        if built and built.inputs.get(name) == now.fingerprint and inputs.get(user) == built.fingerprint:
             return True
     return False
 

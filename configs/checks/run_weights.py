@@ -7,6 +7,7 @@ from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.training_folder import finished, has_weights, read_identity
 from configs.run_layout import RunLayout
+from configs.schema import Recipe
 
 #: Name of the run input that holds the initial weights of a classifier's backbone.
 BACKBONE = "backbone"
@@ -28,7 +29,9 @@ def line(checkpoint: Path, saved: Manifest, stale: str = "") -> str:
     elif run:
         state += f" of {run['steps']}{'' if step == run['steps'] else ', training is not finished'}"
     note = f" (not current: {stale})" if stale else ""
-    return f"weights: {_STAGES.get(run.get('stage', ''), 'given')}, {state}: {checkpoint}{note}"
+    stage = _STAGES.get(run.get("stage", ""), "given")
+    name = f" ({run['name']})" if run.get("stage") == "finetune" else ""
+    return f"weights: {stage}{name}, {state}: {checkpoint}{note}"
 
 
 def is_only_pretrained(saved: Manifest) -> bool:
@@ -40,13 +43,21 @@ def is_only_pretrained(saved: Manifest) -> bool:
 def stale(layout: RunLayout, stage: str) -> str:
     """Say which artefacts have been replaced since a stage's weights were trained on them. Empty if none has.
 
-    An artefact that was removed, or whose manifest cannot be read, does not count as replaced.
+    This includes the artefacts of the stages that it starts from. An artefact that was removed, or whose manifest
+    cannot be read, does not count as replaced.
     """
-    reasons = []
-    for name, trained in read_identity(getattr(layout, stage)).get("inputs", {}).items():
+    reasons: list[str] = []
+    recorded = read_identity(layout.training(stage))
+    for name, trained in recorded.get("inputs", {}).items():
         if name == BACKBONE:
             continue
-        source = layout.pretrain if name == "weights" else getattr(layout, name)
+        if name == "weights":
+            start = recorded["identity"]["start_from"]
+            source = layout.training(start)
+            reasons += filter(None, [stale(layout, start)])
+        else:
+            chat = name == "examples" and stage != "pretrain"
+            source = layout.examples_of(stage) if chat else getattr(layout, name)
         try:
             current = finished(source) if name == "weights" else manifest.read(source)
         except RequestError:
@@ -55,6 +66,22 @@ def stale(layout: RunLayout, stage: str) -> str:
         if now is not None and now != trained:
             reasons.append(f"{source} was replaced since")
     return ", ".join(reasons)
+
+
+def wanted_stage(recipe: Recipe, layout: RunLayout) -> str:
+    """Return the stage that ``generate.stage`` selects, by default the last stage that has weights.
+
+    Raises:
+        RequestError: the recipe has no such stage.
+    """
+    names, stage = [stage.name for stage in recipe.finetune], recipe.generate.stage
+    if stage == "finetune":
+        if not names:
+            raise RequestError("generate.stage=finetune: the recipe has no finetune section")
+        return names[-1]
+    if stage is not None:
+        return stage if stage == "pretrain" else recipe.stage(stage).name
+    return next((name for name in reversed(names) if has_weights(layout.finetune(name))), "pretrain")
 
 
 def check_tokenizer(checkpoint: Path, saved: Manifest, layout: RunLayout) -> None:
@@ -67,36 +94,41 @@ def check_tokenizer(checkpoint: Path, saved: Manifest, layout: RunLayout) -> Non
         )
 
 
-def check_finetuning(layout: RunLayout) -> None:
-    """Check that the fine-tuned weights, which are used by default, are current.
+def check_finetuning(layout: RunLayout, stage: str) -> None:
+    """Check that a fine-tuning stage's weights, which are used by default, are current.
 
     Raises:
         RequestError: the weights are not current; the message says what to do.
     """
-    if why := stale(layout, "finetune"):
+    if why := stale(layout, stage):
         raise RequestError(
-            f"{layout.finetune} is not current ({why}): fine-tune again "
+            f"{layout.finetune(stage)} is not current ({why}): fine-tune again "
             f"(`{command_hints.make('finetune', None, 'run.replace=finetune')}`), or choose the weights with "
-            "generate.stage=finetune or generate.stage=pretrain"
+            f"generate.stage={stage} or generate.stage=pretrain"
         )
 
 
 def none_yet(layout: RunLayout, stage: str) -> RequestError:
     """Return the error for a stage without weights. The message says what exists, and which command to run."""
-    folder = getattr(layout, stage)
+    folder = layout.training(stage)
     if lock.is_held(folder):
         return RequestError(
             f"{folder} has no checkpoint yet: the running training saves one every train.save_every steps"
         )
     begun = "has saved no checkpoint yet" if read_identity(folder) else "is not trained"
-    return RequestError(f"{folder} {begun}: run `{command_hints.make(stage)}` first")
+    return RequestError(f"{folder} {begun}: run `{command_hints.make(target(stage))}` first")
+
+
+def target(stage: str) -> str:
+    """Return the make target that trains a stage."""
+    return "pretrain" if stage == "pretrain" else "finetune"
 
 
 def unfinished(layout: RunLayout) -> list[str]:
     """Return a line for each stage that has started but not finished."""
     lines = []
-    for stage in _STAGES:
-        folder = getattr(layout, stage)
+    for stage in ("pretrain", *layout.finetuned()):
+        folder = layout.training(stage)
         if read_identity(folder) and finished(folder) is None:
             saved = "its newest checkpoint is used" if has_weights(folder) else "it has no checkpoint yet"
             lines.append(f"{folder}: training is not finished; {saved}")
@@ -105,5 +137,6 @@ def unfinished(layout: RunLayout) -> list[str]:
 
 def outdated(layout: RunLayout) -> list[str]:
     """Return a line for each stage whose weights are not current."""
-    reasons = {stage: stale(layout, stage) for stage in _STAGES if has_weights(getattr(layout, stage))}
-    return [f"{getattr(layout, stage)} is not current: {why}" for stage, why in reasons.items() if why]
+    folders = {stage: layout.training(stage) for stage in ("pretrain", *layout.finetuned())}
+    reasons = {stage: stale(layout, stage) for stage, folder in folders.items() if has_weights(folder)}
+    return [f"{folders[stage]} is not current: {why}" for stage, why in reasons.items() if why]

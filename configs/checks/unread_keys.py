@@ -18,6 +18,7 @@ from configs.checks.command_keys import READS, is_read, keys_of_target
 from configs.identities import documents_identity, tokenizer_identity, tokens_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from configs.schema.base import Section
 
 #: Environment variable with the targets of the ``make`` that runs this command. Keys that they read are allowed too.
 TARGETS = "MILLRACE_TARGETS"
@@ -59,7 +60,11 @@ def _check_recorded(command: str, recipe: Recipe, key: str) -> None:
             return
     if not _is_identity(recipe, key):
         return
-    folder = layout.finetune if key.startswith("finetune.") else layout.pretrain
+    folder = layout.pretrain
+    if key.startswith("finetune."):
+        if (stage := _stage_of(recipe, key)) is None:
+            return
+        folder = layout.finetune(stage)
     recorded = _recorded(folder / "recipe.yaml", key)
     if recorded is _UNKNOWN or _same(key, recorded, wanted):
         return
@@ -73,10 +78,20 @@ def _check_recorded(command: str, recipe: Recipe, key: str) -> None:
 def _is_identity(recipe: Recipe, key: str) -> bool:
     """Return whether a key is part of the run's identity. Topology, logging and retention are not."""
     section, _, rest = key.partition(".")
-    held = {"train": recipe.train_section, "model": recipe.model_section, "finetune": recipe.finetune}.get(section)
+    held: Section | None = {"train": recipe.train_section, "model": recipe.model_section}.get(section)
+    if section == "finetune":
+        stage = _stage_of(recipe, key)
+        held, rest = recipe.stage(stage) if stage else None, rest.removeprefix(f"{stage}.")
     if held is not None:
         return _value(held.identity(), rest) is not _MISSING
     return section != "launch"
+
+
+def _stage_of(recipe: Recipe, key: str) -> str | None:
+    """Return the name of the fine-tuning stage that a key belongs to, or None if the recipe has no such stage."""
+    names = [stage.name for stage in recipe.finetune]
+    named = key.split(".")[1]
+    return named if named in names else names[0] if names else None
 
 
 def _same(key: str, recorded: Any, wanted: Any) -> bool:
@@ -129,7 +144,16 @@ def _recorded(path: Any, key: str) -> Any:
 
 def _value(tree: Any, key: str) -> Any:
     """Return the value of a dotted key, or ``_MISSING`` if there is no such key."""
-    for name in key.split("."):
+    names = key.split(".")
+    while names:
+        name = names.pop(0)
+        if isinstance(tree, list) and tree and all(isinstance(stage, dict) for stage in tree):
+            # Fine-tuning stages. A key without a name belongs to the only one.
+            stages = {stage.get("name"): stage for stage in tree}
+            if name in stages:
+                tree = stages[name]
+                continue
+            tree = tree[0] if len(tree) == 1 else {}
         if not isinstance(tree, dict) or name not in tree:
             return _MISSING
         tree = tree[name]

@@ -1,6 +1,6 @@
 """Evaluation and text generation."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -73,13 +73,14 @@ class GenerateSection(Section):
     chat: bool = Field(False, description="Wrap the prompt as a user message and generate the assistant's answer.")
     weights: OptionalPath = Field(
         None,
-        description="A checkpoint, or the `pretrain/` or `finetune/` folder of a run. Defaults to the newest weights "
-        "of this run's `stage`.",
+        description="A checkpoint, or the `pretrain/` or `finetune/NAME/` folder of a run. Defaults to the newest "
+        "weights of this run's `stage`.",
     )
-    stage: Literal["pretrain", "finetune"] | None = Field(
+    stage: str | None = Field(
         None,
-        description="Which of this run's weights to use. Defaults to the fine-tuned weights if there are any, and "
-        "otherwise to the pretrained weights.",
+        description="Which of this run's weights to use: `pretrain`, the name of a fine-tuning stage, or `finetune` "
+        "for the last one. Defaults to the last fine-tuning stage that has weights, and otherwise to the pretrained "
+        "weights.",
     )
     max_new_tokens: int = Field(64, gt=0, description="Maximum number of new tokens.")
     crop: bool = Field(

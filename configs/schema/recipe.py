@@ -3,7 +3,7 @@
 import math
 from typing import Any, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from artefacts.errors import RequestError
 from configs.schema.base import Section
@@ -32,13 +32,20 @@ class Recipe(Section):
     tokenizer: TokenizerSection = TokenizerSection()
     model_section: AnyModelSection | None = Field(None, alias="model")
     train_section: TrainSection | None = Field(None, alias="train")
-    finetune: FinetuneSection | None = None
+    finetune: tuple[FinetuneSection, ...] = ()
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
     launch: LaunchSection = LaunchSection()
 
+    @field_validator("finetune", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: Any) -> Any:
+        """Accept a single stage without a list, and null for none."""
+        return () if value is None else (value,) if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
+        self._stages_fit()
         trained = not self.tokenizer.is_ready
         if trained and self.has_model and self.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
@@ -65,11 +72,23 @@ class Recipe(Section):
         self._losses_fit()
         return self
 
+    def _stages_fit(self) -> None:
+        """Check that the fine-tuning stages have different names, and start from an earlier stage."""
+        earlier = ["pretrain"]
+        for stage in self.finetune:
+            if stage.name in earlier:
+                raise ValueError(f"finetune: two stages are called {stage.name}: set a different name for each")
+            if stage.start_from not in (None, *earlier):
+                raise ValueError(
+                    f"{self.stage_key(stage, 'start_from')} ({stage.start_from}) is not an earlier stage: choose one "
+                    f"of {', '.join(earlier)}"
+                )
+            earlier.append(stage.name)
+
     def _lengths_fit(self) -> None:
         max_seq_len = self.model.max_seq_len
         lengths = {"train.context_length": self.train.context_length}
-        if self.finetune:
-            lengths["finetune.max_length"] = self.finetune.max_length
+        lengths |= {self.stage_key(stage, "max_length"): stage.max_length for stage in self.finetune}
         for key, length in lengths.items():
             if max_seq_len is not None and length > max_seq_len:
                 raise ValueError(f"{key} ({length}) exceeds model.max_position_embeddings ({max_seq_len})")
@@ -173,10 +192,10 @@ class Recipe(Section):
                 f"({self.train.context_length})"
             )
         self._launch_fits()
-        if self.finetune and self.finetune.batch_examples % ranks:
-            raise ValueError(
-                f"finetune.batch_examples ({self.finetune.batch_examples}) is not divisible by the {ranks} processes"
-            )
+        for stage in self.finetune:
+            if stage.batch_examples % ranks:
+                key = self.stage_key(stage, "batch_examples")
+                raise ValueError(f"{key} ({stage.batch_examples}) is not divisible by the {ranks} processes")
 
     def _launch_fits(self) -> None:
         launch = self.launch
@@ -202,6 +221,28 @@ class Recipe(Section):
     def task(self) -> Task:
         """What the model predicts (see ``ModelSection``). Language modeling if there is no model section."""
         return self.model_section.task if self.model_section else "language_modeling"
+
+    def stage(self, name: str) -> FinetuneSection:
+        """Return the fine-tuning stage with this name.
+
+        Raises:
+            RequestError: there is no such stage.
+        """
+        names = [stage.name for stage in self.finetune]
+        if name not in names:
+            raise RequestError(
+                f"the recipe has no fine-tuning stage {name}: its stages are {', '.join(names) or 'none'}"
+            )
+        return self.finetune[names.index(name)]
+
+    def start_of(self, stage: FinetuneSection) -> str:
+        """Return the name of the stage whose weights a stage starts from, or ``pretrain``."""
+        place = self.finetune.index(stage)
+        return stage.start_from or (self.finetune[place - 1].name if place else "pretrain")
+
+    def stage_key(self, stage: FinetuneSection, key: str) -> str:
+        """Return the dotted key that overrides a key of a stage."""
+        return f"finetune.{stage.name}.{key}" if len(self.finetune) > 1 else f"finetune.{key}"
 
     @property
     def family(self) -> str:

@@ -15,14 +15,15 @@ from types import FrameType
 
 from artefacts import lock
 from artefacts.errors import RequestError
-from artefacts.training_folder import CHECKPOINTS, LATER_IN_CHAIN, TrainingRun, saved_steps
+from artefacts.training_folder import CHECKPOINTS, LATER_IN_CHAIN, saved_steps
 from configs import command
 from configs.load import load_recipe
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from launch.logs import Output
 from launch.plan import free_port
-from launch.start import COMMANDS, IN_ALLOCATION, launched, why_failed
+from launch.start import IN_ALLOCATION, launched, why_failed
+from training.runs import next_run, stages_of
 
 #: Once a launcher has exited, the others have this many seconds, plus their grace period, to exit too.
 _APART = 30
@@ -55,15 +56,15 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
     layout = RunLayout.of(recipe)
     if os.environ.get("SLURM_ARRAY_TASK_ID", "1") != "1":
         os.environ[LATER_IN_CHAIN] = "1"
-    run = COMMANDS[verb](recipe, layout)
+    run = next_run(recipe, layout, verb)
     run.check_replacing(recipe.run.may_replace(run.stage))
     for line in run.restore():
-        print(f"{verb}: {line}", flush=True)
+        print(f"{run.label}: {line}", flush=True)
     if run.manifest() is not None:
         print(f"{run.folder}: up to date", flush=True)
         _end_array(verb)
         return command.DONE
-    before = newest_step(run)
+    before = _steps(recipe, layout, verb)
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"{verb}: job {os.environ['SLURM_JOB_ID']}, {restarts} restarts, on {', '.join(nodes[:count])}", flush=True)
     if nodes[count:]:
@@ -84,7 +85,7 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
     if terminated:
         _print_error(f"{verb}: the job was terminated, so SLURM decides whether it is queued again")
         return status
-    return _requeue(recipe, verb, status, newest_step(run) > before)
+    return _requeue(recipe, verb, status, _steps(recipe, layout, verb) > before)
 
 
 def node_names() -> list[str]:
@@ -122,9 +123,10 @@ def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], node
     return [*argv, f"launch.nodes={nodes}", f"launch.rendezvous={rendezvous}"]
 
 
-def newest_step(run: TrainingRun) -> int:
-    """Return the newest checkpoint's step, or 0 if there is none."""
-    return max(saved_steps(run.folder / CHECKPOINTS), default=0)
+def _steps(recipe: Recipe, layout: RunLayout, verb: str) -> int:
+    """Return the step of each stage's newest checkpoint, summed over a command's stages."""
+    folders = (layout.training(stage) / CHECKPOINTS for stage in stages_of(recipe, verb))
+    return sum(max(saved_steps(folder), default=0) for folder in folders)
 
 
 def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:

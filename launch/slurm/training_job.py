@@ -17,7 +17,8 @@ from launch.plan import worker_environment
 from launch.preflight import check_writable, preflight
 from launch.slurm.in_job import usable_nodes
 from launch.slurm.sbatch import Job, as_shell, check_installed, resources, still_queued, submit_chain
-from launch.start import COMMANDS, check_verb, launched
+from launch.start import check_verb, launched
+from training.runs import next_run
 
 
 def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_run: bool = False) -> int:
@@ -32,7 +33,7 @@ def submit_training(recipe: Recipe, verb: str, recipe_path: str, overrides: list
     if dry_run:
         print(as_shell([job], [layout.logs.absolute()]))
         return DONE
-    run = COMMANDS[verb](recipe, layout)
+    run = next_run(recipe, layout, verb)
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return DONE

@@ -43,17 +43,14 @@ class Example(NamedTuple):
     source: str
 
 
-def build(recipe: Recipe) -> Manifest | None:
-    """Build and publish the examples. Returns the manifest, or None if the examples were up to date.
+def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
+    """Build and publish a fine-tuning stage's examples. Returns the manifest, or None if they were up to date.
 
     Raises:
-        RequestError: the recipe has no finetune section, the tokenizer or tokens are missing, too many records are
-            unusable, or too few examples are left.
+        RequestError: the tokenizer or tokens are missing, too many records are unusable, or too few examples are left.
     """
-    section = recipe.finetune
-    if section is None:
-        raise RequestError("the recipe has no finetune section, which describes the examples: add one")
     layout = RunLayout.of(recipe)
+    folder = layout.examples_of(section.name)
     tokenizer = manifest.require(layout.tokenizer, "tokenizer")
     inputs = {"tokenizer": tokenizer.fingerprint}
     examples = {key: value for key, value in section.examples.identity().items() if key != "path"}
@@ -64,8 +61,8 @@ def build(recipe: Recipe) -> Manifest | None:
         "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
         "seed": recipe.run.seed,
     }
-    check = guard(recipe, "examples")
-    with digests_of(layout.examples) as digests:
+    check = guard(recipe, "examples", folder)
+    with digests_of(folder) as digests:
         if section.examples.kind == "instructions":
             from pipeline.examples import instructions
 
@@ -73,13 +70,13 @@ def build(recipe: Recipe) -> Manifest | None:
         elif source := _pydocs(recipe):
             identity["packages"] = source.identity()["packages"]
             inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
-        with open_stage("examples", layout.examples, identity, inputs, check_replacing=check) as stage:
+        with open_stage("examples", folder, identity, inputs, check_replacing=check) as stage:
             if stage.finished:
                 return None
             repair_hints.check_sizes("tokenizer", layout.tokenizer)
             dropped: Counter[str] = Counter()
             examples_read, counts = _gather(recipe, section, dropped)
-            counts |= _write(_unrepeated(examples_read, dropped), stage.work, recipe, dropped)
+            counts |= _write(_unrepeated(examples_read, dropped), stage.work, recipe, section, dropped)
             counts["dropped"] = dict(sorted(dropped.items()))
             return stage.publish(counts, manifest.versions("sentencepiece", "pyarrow"))
 
@@ -157,13 +154,13 @@ def _unrepeated(examples: list[Example], dropped: Counter[str]) -> list[Example]
     return kept
 
 
-def _write(examples: list[Example], work: Path, recipe: Recipe, dropped: Counter[str]) -> dict[str, Any]:
+def _write(
+    examples: list[Example], work: Path, recipe: Recipe, section: FinetuneSection, dropped: Counter[str]
+) -> dict[str, Any]:
     """Render, sample, split and write the examples. Returns the counts for both sides of the split."""
     from pipeline.examples.split import split
     from tokenizer import chat_template
 
-    section = recipe.finetune
-    assert section is not None
     rows = _sampled(_rendered(examples, recipe, section.max_length, dropped), recipe.run.seed, section, dropped)
     if len(rows) < 2:
         raise _too_few(len(rows), section, dropped)

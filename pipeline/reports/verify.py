@@ -11,7 +11,6 @@ from artefacts.pages.formats import compact
 from artefacts.training_folder import (
     CHECKPOINTS,
     IDENTITY,
-    STAGES,
     checkpoints,
     finished,
     has_weights,
@@ -44,21 +43,24 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
         RequestError: there are no artefacts.
     """
     layout = RunLayout.of(recipe)
-    folders: dict[str, Path] = {name: getattr(layout, name) for name in (*_INPUTS, *STAGES)}
-    existing = {name: folder for name, folder in folders.items() if folder.exists()}
-    if not existing:
+    folders: dict[str, Path] = {name: getattr(layout, name) for name in _INPUTS}
+    existing = {name: [folder] for name, folder in folders.items() if folder.exists()}
+    stages = [stage for stage in ("pretrain", *layout.finetuned()) if layout.training(stage).exists()]
+    if recipe.task == "language_modeling" and layout.examples.exists():
+        # A folder per fine-tuning stage.
+        existing["examples"] = sorted(path.parent for path in layout.examples.glob(f"*/{manifest.NAME}"))
+    if not any(existing.values()) and not stages:
         raise RequestError(f"{layout.data} has no artefact: run `{command_hints.make('data', recipe_path)}` first")
     intact: list[str] = []
     faults: list[str] = []
-    for name, folder in existing.items():
-        if name in STAGES:
-            _check_training(name, layout, recipe_path, intact, faults)
-        else:
-            fix = repair_hints.hint(name, folder, recipe_path)
-            faults_here = _damage(folder) or _strangers(name, folder, folders) or _other_weights(name, folder, layout)
-            _report(folder, faults_here, fix, intact, faults)
-            if name in ("documents", "examples") and not faults_here:
-                _compare_source(name, recipe, recipe_path, folder, intact, faults)
+    for name, folder in ((name, folder) for name, several in existing.items() for folder in several):
+        fix = repair_hints.hint(name, folder, recipe_path)
+        faults_here = _damage(folder) or _strangers(name, folder, folders) or _other_weights(name, folder, layout)
+        _report(folder, faults_here, fix, intact, faults)
+        if name in ("documents", "examples") and not faults_here:
+            _compare_source(name, recipe, recipe_path, folder, intact, faults)
+    for stage in stages:
+        _check_training(stage, layout, recipe_path, intact, faults)
     return intact, faults
 
 
@@ -75,7 +77,8 @@ def _compare_source(
     assert published is not None
     digests = SourceDigests(folder, trusted=False)
     layout = RunLayout.of(recipe)
-    trained = has_weights(layout.pretrain if name == "documents" else layout.finetune)
+    stage = next((stage for stage in recipe.finetune if folder == layout.examples_of(stage.name)), None)
+    trained = has_weights(layout.training(stage.name if stage else "pretrain"))
     command = command_hints.make(repair_hints.TARGETS[name], recipe_path, *(["run.replace=true"] if trained else []))
     again = f"repair: `{command}`, which moves these {name} aside"
     if name == "documents" and fingerprint.of_value(published.identity) != fingerprint.of_value(
@@ -87,9 +90,9 @@ def _compare_source(
     try:
         if name == "documents":
             before, now = published.inputs, input_fingerprints.current(recipe, open_sources(recipe), digests)
-        elif "files" in published.inputs and recipe.finetune and recipe.finetune.examples.path:
+        elif "files" in published.inputs and stage and stage.examples.path:
             before = {"files": published.inputs["files"]}
-            now = instructions.fingerprints(recipe.finetune.examples.path, digests)
+            now = instructions.fingerprints(stage.examples.path, digests)
         else:
             return
     except RequestError as error:
@@ -102,8 +105,8 @@ def _compare_source(
 
 def _check_training(name: str, layout: RunLayout, recipe_path: str, intact: list[str], faults: list[str]) -> None:
     """Check each checkpoint, the folder's own files, and whether the data has changed since training."""
-    folder: Path = getattr(layout, name)
-    again = command_hints.make(name, recipe_path)
+    folder, target = layout.training(name), run_weights.target(name)
+    again = command_hints.make(target, recipe_path)
     for number, checkpoint in enumerate(checkpoints(folder)):
         path = shlex.quote(str(checkpoint))
         resumes = "resumes from the checkpoint before it" if number else "starts over, because there is none before it"
@@ -114,7 +117,9 @@ def _check_training(name: str, layout: RunLayout, recipe_path: str, intact: list
     if checkpoints(folder) and not read_identity_file(folder):
         faults.append(f"{folder / IDENTITY}: missing or damaged; repair: `{again}`, which restores it")
     if why := run_weights.stale(layout, name):
-        faults.append(f"{folder}: stale: {why}; repair: `{command_hints.make(name, recipe_path, 'run.replace=true')}`")
+        faults.append(
+            f"{folder}: stale: {why}; repair: `{command_hints.make(target, recipe_path, 'run.replace=true')}`"
+        )
     try:
         published = manifest.read(folder)
     except (manifest.DamagedError, manifest.OtherFormatError) as error:
@@ -146,15 +151,15 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
     assert published is not None
     now: dict[str, str] = {}
     if name == "export":
-        stage = str(published.details.get("stage"))
-        for newest in checkpoints(layout.run / stage)[-1:] if stage in STAGES else []:
+        stage = published.details.get("stage")
+        for newest in checkpoints(layout.training(stage))[-1:] if stage else []:
             with suppress(RequestError):
                 saved = manifest.read(newest)
                 now |= {"checkpoint": saved.fingerprint} if saved else {}
     if name == "evaluation":
-        for stage in STAGES:
+        for stage in ("pretrain", *layout.finetuned()):
             with suppress(RequestError):  # reported when the stage is checked
-                last = finished(getattr(layout, stage))
+                last = finished(layout.training(stage))
                 now |= {stage: last.details["weights"]} if last else {}
     others = [key for key, value in now.items() if published.inputs.get(key, value) != value]
     if not others:

@@ -9,8 +9,12 @@ from artefacts.training_folder import TrainingRun
 
 
 def begun(root: Path, stage: str = "pretrain", inputs: dict[str, str] | None = None, **identity: Any) -> TrainingRun:
-    """A run whose folder is open."""
-    run = TrainingRun(stage, root / stage, {"train": {"steps": 4, **identity}}, inputs or {"tokens": "t"})
+    """A run whose folder is open: pretraining, or a fine-tuning stage called sft."""
+    identity = {"train": {"steps": 4, **identity}}
+    run = TrainingRun("pretrain", root / "pretrain", identity, inputs or {"tokens": "t"})
+    if stage == "finetune":
+        identity["start_from"] = "pretrain"
+        run = TrainingRun("finetune", root / "finetune" / "sft", identity, inputs or {"tokens": "t"}, "sft")
     run.open("recipe", replace=True)
     return run
 
@@ -20,7 +24,12 @@ def saved(run: TrainingRun, step: int, **details: Any) -> Path:
     folder = run.folder / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_text(f"weights {step} {details}")
-    about = {"stage": run.stage, "steps": run.identity["train"]["steps"], "parameters": {"total": 9, "active": 9}}
+    about = {
+        "stage": run.stage,
+        "name": run.name,
+        "steps": run.identity["train"]["steps"],
+        "parameters": {"total": 9, "active": 9},
+    }
     published = Manifest(
         "checkpoint",
         run.identity,

@@ -38,6 +38,10 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help="instead, print one table that compares these recipes; overrides apply to all of them",
         )
+    if verb == "finetune":
+        parser.add_argument(
+            "--stage", metavar="NAME", help="fine-tuning stage to train; default: the first that is not finished"
+        )
     if verb == "evaluate":
         _add_evaluate(parser)
     if verb == "import":

@@ -14,64 +14,61 @@ from configs.run_layout import EVALUATION, RunLayout
 from configs.schema import Recipe
 from training.evaluate import task_files
 from training.evaluate.battery.build import VERSION
-from training.evaluate.tables import results_lines
+from training.evaluate.tables import by_stage, results_lines
 from training.evaluate.texts import fingerprints, open_texts
 from training.runs import finished_checkpoint
 
+#: Format of ``evaluation.json``. A file with another format is not current.
+_FORMAT = 2
+
 
 def evaluate(recipe: Recipe) -> int:
-    """Evaluate the pretrained model, and the fine-tuned model if there is one. Returns the exit status."""
+    """Evaluate the pretrained model, and every fine-tuning stage that is finished. Returns the exit status."""
     layout = RunLayout.of(recipe)
     if recipe.task != "language_modeling":
         return _evaluate_task(recipe, layout)
     tokens = manifest.require(layout.tokens, "data")
-    stages = {"pretrain": _finished(layout, "pretrain")}
-    finetuned = None if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
-    inputs = {"tokens": tokens.fingerprint, "pretrain": stages["pretrain"][1]}
-    if finetuned is not None:
-        stages["finetune"] = finetuned
-        inputs["finetune"] = finetuned[1]
-        inputs["examples"] = manifest.require(layout.examples, "examples").fingerprint
+    stages = {"pretrain": require_finished(layout, "pretrain")}
+    stages |= {} if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
+    inputs = {"tokens": tokens.fingerprint, **{name: weights for name, (_, weights) in stages.items()}}
+    for name in [*stages][1:]:
+        inputs[f"examples of {name}"] = manifest.require(layout.examples_of(name), "examples").fingerprint
+    identity = {**results_identity(recipe), "generate": recipe.generate.identity()}
     sources = open_texts(recipe)
     inputs |= fingerprints(sources, layout.evaluation) | task_files.check(recipe.evaluate)
-    with open_stage("evaluation", layout.evaluation, _identity(recipe), inputs) as stage:
+    with open_stage("evaluation", layout.evaluation, identity, inputs) as stage:
         if stage.finished:
             print(f"{layout.evaluation}: up to date")
         else:
             # Imported here, so that torch is not needed if the evaluation is up to date.
-            from training.evaluate.results import Evaluation
             from training.commands.evaluation_log import write_scalars
+            from training.evaluate.results import BATTERY, Evaluation
 
             checkpoints = {name: checkpoint for name, (checkpoint, _) in stages.items()}
-            results = Evaluation(recipe, layout, stage, sources).run(checkpoints, tokens.counts["validation"]["bytes"])
+            evaluation = Evaluation(recipe, layout, sources, stage.scratch, stage.work / BATTERY)
+            results = evaluation.run(checkpoints, tokens.counts["validation"]["bytes"])
             atomic.write_json(stage.work / EVALUATION, results)
             stage.publish(counts={}, versions=manifest.versions("torch", "zstandard", "lm_eval"))
-            for name, facts in results["stages"].items():
+            for name, facts in by_stage(results).items():
                 write_scalars(layout.evaluation_log, name, {facts["step"]: facts})
     print("\n".join(results_lines(atomic.read_json(layout.evaluation / EVALUATION))))
     return command.DONE
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe keys that the results depend on."""
+def results_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe keys that the results on texts and tasks depend on."""
     section = recipe.evaluate.identity()
-    # The content of the texts is among the inputs.
+    # The content of the texts and of the task files is among the inputs.
     texts = {name: {**source, "path": None} for name, source in section.pop("texts").items()}
-    # Evaluations without texts and tasks have no key for them, so that they stay current.
-    more = {"texts": texts} if texts else {}
     tasks = {key: section.pop(key) for key in ("tasks", "task_path", "shots", "limit", "chat", "seed")}
     if tasks["tasks"]:
-        more["tasks"] = {**tasks, "task_path": None, "battery": VERSION}
-    return {
-        "evaluate": {**section, **more},
-        "generate": recipe.generate.identity(),
-        "context_length": recipe.train.context_length,
-    }
+        section["tasks"] = {**tasks, "task_path": None, "battery": VERSION}
+    return {"format": _FORMAT, "evaluate": {**section, "texts": texts}, "context_length": recipe.train.context_length}
 
 
 def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
     examples = manifest.require(layout.examples, "data")
-    pretrained = _finished(layout, "pretrain")
+    pretrained = require_finished(layout, "pretrain")
     generate = recipe.generate
     options = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
     if recipe.evaluate.max_tokens is not None:
@@ -90,42 +87,48 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
     return command.DONE
 
 
-def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
+def require_finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
     """Return a stage's last checkpoint and its fingerprint, and print a line about it to stderr.
 
     Raises:
         RequestError: the stage is not finished, or its training data have since been replaced. In the latter case, the
             model may have been trained on text that is now held out.
     """
-    folder = getattr(layout, stage)
+    folder, target = layout.training(stage), run_weights.target(stage)
     if (last := finished_checkpoint(folder)) is None or not last[0].is_dir():
-        raise RequestError(f"{folder} is not finished: run `{command_hints.make(stage)}` first")
-    saved = manifest.require(last[0], stage)
+        raise RequestError(f"{folder} is not finished: run `{command_hints.make(target)}` first")
+    saved = manifest.require(last[0], target)
     run_weights.check_tokenizer(last[0], saved, layout)
     if why := run_weights.stale(layout, stage):
         raise RequestError(
             f"{folder} is not current ({why}): it cannot be evaluated on data that it may have been trained on. Use "
             "the recipe and ARGS that it was trained with, or train again: "
-            f"`{command_hints.make(stage, None, 'run.replace=true')}`"
+            f"`{command_hints.make(target, None, 'run.replace=true')}`"
         )
     print(run_weights.line(last[0], saved), file=sys.stderr, flush=True)
     return last
 
 
-def _finetuned(recipe: Recipe, layout: RunLayout) -> tuple[Path, str] | None:
-    """Return the fine-tuned checkpoint and its fingerprint.
+def _finetuned(recipe: Recipe, layout: RunLayout) -> dict[str, tuple[Path, str]]:
+    """Return each fine-tuning stage's checkpoint and its fingerprint, by the stage's name.
 
-    Returns None if fine-tuning has no checkpoint or is not finished, and the recipe does not require it.
+    Stages without a checkpoint, and stages that are not finished, are left out. ``generate.stage`` selects a single
+    stage, which must be finished.
     """
-    if recipe.generate.stage == "finetune":
-        return _finished(layout, "finetune")
-    if not has_weights(layout.finetune):
-        return None
-    run_weights.check_finetuning(layout)
-    if finished_checkpoint(layout.finetune) is None:
-        print(f"{layout.finetune}: training is not finished, so it is not evaluated", file=sys.stderr)
-        return None
-    return _finished(layout, "finetune")
+    if recipe.generate.stage is not None:
+        stage = run_weights.wanted_stage(recipe, layout)
+        return {stage: require_finished(layout, stage)}
+    finetuned = {}
+    for section in recipe.finetune:
+        folder = layout.finetune(section.name)
+        if not has_weights(folder):
+            continue
+        run_weights.check_finetuning(layout, section.name)
+        if finished_checkpoint(folder) is None:
+            print(f"{folder}: training is not finished, so it is not evaluated", file=sys.stderr)
+        else:
+            finetuned[section.name] = require_finished(layout, section.name)
+    return finetuned
 
 
 def _task_lines(facts: dict[str, Any]) -> list[str]:

@@ -39,7 +39,7 @@ def export(recipe: Recipe) -> int:
     saved = require_checkpoint(checkpoint, "pretrain")
     require_same_model(recipe, checkpoint, saved.details["model"])
     tokenizer_manifest = manifest.require(layout.tokenizer, "tokenizer")
-    stage_name = saved.details.get("run", {}).get("stage", "")
+    stage_name = saved.details.get("run", {}).get("name", "")
     inputs = {"checkpoint": saved.fingerprint, "tokenizer": tokenizer_manifest.fingerprint}
     identity = {"model": recipe.model.identity(), "precision": recipe.train.precision}
     with open_stage("export", layout.export, identity, inputs) as stage:

@@ -1,12 +1,13 @@
-"""``python -m training finetune``: fine-tunes the pretrained model on chat examples.
+"""``python -m training finetune``: trains one fine-tuning stage on chat examples.
 
-Only the assistant's turns contribute to the loss.
+Only the assistant's messages contribute to the loss.
 """
 
 import math
 
 from artefacts.signals import StopRequest
 from configs import command
+from configs.checks.run_weights import target
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.finetune import FinetuneSection
@@ -17,26 +18,31 @@ from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.export.weights import load_weights
 from training.job import Job, run_job
-from training.runs import finetune_run, finished_checkpoint
+from training.runs import finetune_run, finished_checkpoint, next_run
 
 
-def finetune(recipe: Recipe, stop: StopRequest) -> int:
-    """Start or resume fine-tuning, or report that it is finished. Returns the exit status."""
+def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int:
+    """Start or resume a fine-tuning stage, or report that it is finished. Returns the exit status.
+
+    Args:
+        recipe: the run's recipe.
+        stop: set when a signal asks the run to stop.
+        stage: the stage's name. By default, the first stage that is not finished.
+    """
     layout = RunLayout.of(recipe)
-    run = finetune_run(recipe, layout)
-    section = recipe.finetune
-    assert section is not None, "finetune_run refuses a recipe without it"
+    run = finetune_run(recipe, layout, stage) if stage else next_run(recipe, layout, "finetune")
+    section = recipe.stage(run.name)
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return command.DONE
     pad = load_tokenizer(layout.tokenizer).pad_id
-    examples = ChatExamples(layout.examples, "train", pad)
-    held_out = ChatExamples(layout.examples, "held-out", pad)
+    examples = ChatExamples(layout.examples_of(run.name), "train", pad)
+    held_out = ChatExamples(layout.examples_of(run.name), "held-out", pad)
     train = _train_section(recipe, section, len(examples))
     micro_batch = _micro_batch(recipe, section)
-    pretrained = finished_checkpoint(layout.pretrain)
-    assert pretrained is not None, "finetune_run refuses a pretraining that is not finished"
-    weights = pretrained[0]
+    start = finished_checkpoint(layout.training(recipe.start_of(section)))
+    assert start is not None, "finetune_run refuses to start from a stage that is not finished"
+    weights = start[0]
     job = Job(
         run=run,
         train=train,
@@ -44,7 +50,7 @@ def finetune(recipe: Recipe, stop: StopRequest) -> int:
         micro_batch=micro_batch,
         data=ExampleData(examples, section.batch_examples, recipe.run.seed),
         validation=held_out.in_order(micro_batch),
-        check_inputs=lambda: require_checkpoint(weights, "pretrain"),
+        check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
     )
     return run_job(recipe, job, stop)

@@ -71,6 +71,7 @@ def import_model(recipe: Recipe, folder: Path) -> int:
             topology={"ranks": 1, "expert_parallel": 1, "zero_stage": 0, "precision": "fp32"},
             run={
                 "stage": "pretrain",
+                "name": "pretrain",
                 "steps": 0,
                 "parameters": {"total": counts.total, "active": counts.active},
                 "imported": files,

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from artefacts import atomic, manifest
-from artefacts.stage import Stage
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline.sources.base import Source
@@ -38,76 +37,89 @@ Facts = dict[str, Any]
 
 
 class Evaluation:
-    """One evaluation of a run. The stage's folder for intermediate files holds what has been measured so far."""
+    """An evaluation of a run."""
 
-    def __init__(self, recipe: Recipe, layout: RunLayout, stage: Stage, sources: Mapping[str, Source]) -> None:
-        """Prepare an evaluation.
+    def __init__(
+        self, recipe: Recipe, layout: RunLayout, sources: Mapping[str, Source], scratch: Path, battery: Path
+    ) -> None:
+        """Read the texts and load the tasks, so that what is wrong with them is reported before anything is measured.
 
         Args:
             recipe: the run's recipe.
             layout: the run's layout.
-            stage: the open stage.
             sources: the sources of ``evaluate.texts``.
+            scratch: folder for intermediate files: the texts as tokens, and what has been measured so far.
+            battery: folder for the battery, if a task needs it.
+
+        Raises:
+            RequestError: a text cannot be read, or a task cannot be loaded.
         """
-        self._recipe, self._layout, self._stage, self._sources = recipe, layout, stage, sources
+        self._recipe, self._layout, self._sources, self._scratch = recipe, layout, sources, scratch
         self._device = best_device(recipe)
         self._tokenizer = load_tokenizer(layout.tokenizer)
         self._loaded: tuple[Path, Any] | None = None
+        self._folders = task_files.folders(recipe.evaluate, battery)
+        for name in sources:
+            self._text(name)
+        if tasks := recipe.evaluate.tasks:
+            if battery in self._folders:
+                write_battery(battery, recipe, layout, self._tokenizer)
+            from training.evaluate.harness.run import load_tasks
+
+            load_tasks(tasks, self._folders)
 
     def run(self, checkpoints: Mapping[str, Path], text_bytes: int) -> Facts:
         """Return the contents of ``evaluation.json``.
 
         Args:
-            checkpoints: stage -> folder of its checkpoint. The first stage is pretraining.
+            checkpoints: stage -> folder of its checkpoint, in the order of training. The first stage is pretraining.
             text_bytes: size of the entire validation text in bytes.
         """
-        self._prepare()
-        results: Facts = {"stages": {}}
-        for stage, checkpoint in checkpoints.items():
-            if stage != "pretrain":
-                # While the pretrained model is still loaded.
-                self._once(f"{stage}-before", lambda: self._answers(checkpoints["pretrain"], "before"))
-        for stage, checkpoint in checkpoints.items():
-            results["stages"][stage] = self._stage_facts(stage, checkpoint, text_bytes)
-        results["experts"] = results["stages"]["pretrain"].pop("experts")
-        results["baselines"] = self._once("baselines", lambda: self._baselines(text_bytes))
+        tuned = [stage for stage in checkpoints if stage != "pretrain"]
+        for stage in tuned:  # while the pretrained model is loaded
+            self._once(f"{stage}-before", lambda s=stage: self._answers(s, checkpoints["pretrain"], "before"))
+        facts = {stage: self._stage(stage, checkpoint, text_bytes) for stage, checkpoint in checkpoints.items()}
+        results: Facts = {
+            "stages": [*checkpoints],
+            "experts": facts["pretrain"].pop("experts"),
+            "pretrain": facts.pop("pretrain"),
+            "finetune": facts,
+            "baselines": self._once("baselines", lambda: self._baselines(text_bytes)),
+        }
         if self._recipe.generate.prompt:
             last = [*checkpoints.values()][-1]
             completion = "".join(complete(self._recipe, self._model(last), self._tokenizer))
             results["samples"] = [{"prompt": self._recipe.generate.prompt, "completion": completion}]
         return results
 
-    def _prepare(self) -> None:
-        """Do what may fail because of the recipe before anything is measured: read the texts, and load the tasks."""
-        for name in self._sources:
-            self._text(name)
-        if (section := self._recipe.evaluate).tasks:
-            folders = task_files.folders(section, self._stage.work / BATTERY)
-            if self._stage.work / BATTERY in folders:
-                write_battery(self._stage.work / BATTERY, self._recipe, self._layout, self._tokenizer)
-            from training.evaluate.harness.run import load_tasks
+    def measure_checkpoint(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
+        """Return a checkpoint's loss on the validation text and on the other texts, and its scores of the tasks."""
+        facts = {"checkpoint": checkpoint.name, "step": _step(checkpoint)}
+        facts |= self._validation(f"{stage} {checkpoint.name}", checkpoint, text_bytes)
+        facts.pop("experts")
+        facts["texts"] = {name: self._text_loss(name, checkpoint) for name in self._sources}
+        return facts | ({"tasks": self._tasks(stage, checkpoint)} if self._recipe.evaluate.tasks else {})
 
-            load_tasks(section.tasks, folders)
-
-    def _stage_facts(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
+    def _stage(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
         facts = {"checkpoint": checkpoint.name, "step": _step(checkpoint)}
         facts |= self._once(f"{stage}-validation", lambda: self._validation(stage, checkpoint, text_bytes))
-        if stage != "pretrain":
-            before = self._once(f"{stage}-before", lambda: self._answers(checkpoint, "before"))
-            after = self._once(f"{stage}-after", lambda: self._answers(checkpoint, "after"))
-            facts |= {"examples": after["examples"], "held_out_loss_before": before["loss"]}
-            facts["held_out_loss_after"] = after["loss"]
         facts["texts"] = {
-            name: self._once(f"{stage}-text-{name}", lambda name=name: self._text_loss(name, checkpoint))  # type: ignore[misc]
+            name: self._once(f"{stage}-text-{name}", lambda n=name: self._text_loss(n, checkpoint))
             for name in self._sources
         }
         if self._recipe.evaluate.tasks:
             facts["tasks"] = self._once(f"{stage}-tasks", lambda: self._tasks(stage, checkpoint))
-        return facts
+        if stage == "pretrain":
+            return facts
+        facts.pop("experts")
+        before = self._once(f"{stage}-before", lambda: self._answers(stage, checkpoint, "before"))
+        after = self._once(f"{stage}-after", lambda: self._answers(stage, checkpoint, "after"))
+        answers = {"held_out_loss_before": before["loss"], "held_out_loss_after": after["loss"]}
+        return facts | {"examples": after["examples"], **answers}
 
     def _once(self, name: str, work: Callable[[], Facts]) -> Facts:
         """Return the result that is stored under a name, or compute and store it."""
-        path = self._stage.scratch / f"{name}.json"
+        path = self._scratch / f"{name}.json"
         if not path.exists():
             atomic.write_json(path, work())
         facts: Facts = atomic.read_json(path)
@@ -119,19 +131,17 @@ class Evaluation:
             self._loaded = checkpoint, load_model(self._recipe, checkpoint, self._device)
         return self._loaded[1]
 
-    def _validation(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
+    def _validation(self, label: str, checkpoint: Path, text_bytes: int) -> Facts:
         limit, batch = self._recipe.evaluate.max_tokens, self._recipe.evaluate.batch
         windows = validation_windows(self._recipe, self._layout).in_order(batch, limit)
         objective = Objective(self._recipe.model, self._recipe.train)
-        measured = measure(self._model(checkpoint), objective, windows, self._device, f"validation, {stage}")
+        measured = measure(self._model(checkpoint), objective, windows, self._device, f"validation, {label}")
         facts = loss_facts(measured, len(self._validation_text) if limit else text_bytes)
-        if stage == "pretrain":
-            facts["experts"] = {layer: _load_facts(load) for layer, load in measured.loads.items()}
-        return facts
+        return facts | {"experts": {layer: _load_facts(load) for layer, load in measured.loads.items()}}
 
     def _text(self, name: str) -> tuple[Path, dict[str, int]]:
         """Tokenize a text. Returns the folder with its shard, and its counts."""
-        folder = self._stage.scratch / f"text-{name}"
+        folder = self._scratch / f"text-{name}"
         return folder, texts.write_tokens(self._recipe, name, self._sources[name], self._tokenizer, folder)
 
     def _text_loss(self, name: str, checkpoint: Path) -> Facts:
@@ -154,20 +164,20 @@ class Evaluation:
         return run_tasks(
             MillraceLM(self._model(checkpoint), self._tokenizer, length, section.batch),
             section.tasks,
-            task_files.folders(section, self._stage.work / BATTERY),
+            self._folders,
             shots=section.shots,
             limit=section.limit,
             chat=section.chat and stage != "pretrain",
         )
 
-    def _answers(self, checkpoint: Path, when: str) -> Facts:
-        """Measure a model's loss on held-out answers. ``when`` labels the progress bar."""
-        examples = ChatExamples(self._layout.examples, "held-out", self._tokenizer.pad_id)
+    def _answers(self, stage: str, checkpoint: Path, when: str) -> Facts:
+        """Measure a model's loss on a stage's held-out answers. ``when`` labels the progress bar."""
+        examples = ChatExamples(self._layout.examples_of(stage), "held-out", self._tokenizer.pad_id)
         # Each answer is a separate sample, so there are no document boundaries to mask.
         train = self._recipe.train.model_copy(update={"mask_documents": False})
         batches = examples.in_order(self._recipe.evaluate.batch)
         objective = Objective(self._recipe.model, train)
-        measured = measure(self._model(checkpoint), objective, batches, self._device, f"held-out answers, {when}")
+        measured = measure(self._model(checkpoint), objective, batches, self._device, f"held-out answers, {stage}, {when}")
         return {"examples": len(examples), "loss": measured.loss}
 
     def _baselines(self, text_bytes: int) -> Facts:

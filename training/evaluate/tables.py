@@ -5,40 +5,44 @@ from typing import Any
 
 #: The contents of an ``evaluation.json``.
 Results = Mapping[str, Any]
-#: Names of stages in tables.
-_STAGES = {"pretrain": "pretrained", "finetune": "fine-tuned"}
+
+
+def by_stage(results: Results) -> dict[str, Any]:
+    """Return the results of every stage, in the order of training."""
+    stages = {"pretrain": results["pretrain"], **results["finetune"]}
+    return {name: stages[name] for name in results["stages"]}
 
 
 def results_lines(results: Results) -> list[str]:
     """Return the results of a run."""
-    stages: dict[str, Any] = results["stages"]
+    stages = by_stage(results)
     pretrain = stages["pretrain"]
-    width = max(len(stage_name(name)) for name in [*stages, *results["baselines"]])
+    width = max(len(name) for name in [*stages, *results["baselines"]])
     lines = [f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes"]
-    lines += [f"  {stage_name(name):<{width}} {_loss(facts)}" for name, facts in stages.items()]
+    lines += [f"  {name:<{width}} {_loss(facts)}" for name, facts in stages.items()]
     lines += [f"  {name:<{width}} {row['bits_per_byte']:.3f} bits per byte" for name, row in results["baselines"].items()]
     for text in pretrain.get("texts", {}):
         facts = pretrain["texts"][text]
         lines.append(f"text {text:<8}{facts['tokens']:,} tokens, {facts['bytes']:,} bytes")
-        lines += [f"  {stage_name(name):<{width}} {_loss(stages[name]['texts'][text])}" for name in stages]
+        lines += [f"  {name:<{width}} {_loss(stages[name]['texts'][text])}" for name in stages]
     for name, facts in stages.items():
         if "held_out_loss_after" in facts:
             before, after = facts["held_out_loss_before"], facts["held_out_loss_after"]
             lines.append(
-                f"answers      {facts['examples']} held out, {stage_name(name)}: loss {before:.3f} -> {after:.3f} "
+                f"answers      {facts['examples']} held out, {name}: loss {before:.3f} -> {after:.3f} "
                 f"({after / before - 1:+.0%})"
             )
     if results["experts"]:
         worst = max(facts["max_over_mean"] for facts in results["experts"].values())
         lines.append(f"experts      max/mean expert load {worst:.2f} on the validation text")
-    tasks = {stage_name(name): facts["tasks"] for name, facts in stages.items() if "tasks" in facts}
+    tasks = {name: facts["tasks"] for name, facts in stages.items() if "tasks" in facts}
     return [*lines, *(["", *aligned(task_rows(tasks))] if tasks else [])]
 
 
 def runs_lines(runs: Mapping[str, Results]) -> list[str]:
     """Return the results of several runs next to each other: a column for each stage of each run."""
     columns = {
-        f"{run} {stage_name(stage)}": facts for run, results in runs.items() for stage, facts in results["stages"].items()
+        f"{run} {stage}": facts for run, results in runs.items() for stage, facts in by_stage(results).items()
     }
     rows = [["", *columns]]
     rows.append(["checkpoint", *(str(facts["checkpoint"]) for facts in columns.values())])
@@ -52,6 +56,28 @@ def runs_lines(runs: Mapping[str, Results]) -> list[str]:
         rows.append(["held-out answers loss", *map(_number, answers)])
     tasks = {name: facts.get("tasks", {}) for name, facts in columns.items()}
     return aligned([*rows, *task_rows(tasks)[1:]])
+
+
+def checkpoint_rows(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """Return a header and a row for each checkpoint of each stage."""
+    checkpoints = [(stage, facts) for stage, rows in stages.items() for facts in rows]
+    texts = dict.fromkeys(text for _, facts in checkpoints for text in facts["texts"])
+    metrics = dict.fromkeys(
+        (task, metric)
+        for _, facts in checkpoints
+        for task, scores in facts.get("tasks", {}).items()
+        for metric in scores["metrics"]
+    )
+    header = ["stage", "step", "bits per byte", "loss", *(f"text {text}" for text in texts)]
+    rows = [[*header, *(f"{task} {metric}" for task, metric in metrics)]]
+    for stage, facts in checkpoints:
+        cells = [stage, f"{facts['step']:,}", _number(facts["bits_per_byte"]), _number(facts["loss"])]
+        cells += [_number(facts["texts"].get(text, {}).get("bits_per_byte")) for text in texts]
+        for task, metric in metrics:
+            score = facts.get("tasks", {}).get(task, {}).get("metrics", {}).get(metric)
+            cells.append("" if score is None else with_error(score["value"], score["stderr"]))
+        rows.append(cells)
+    return rows
 
 
 def task_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -79,11 +105,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
         for row in rows
     ]
-
-
-def stage_name(stage: str) -> str:
-    """Return a stage's name in tables."""
-    return _STAGES.get(stage, stage)
 
 
 def _loss(facts: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from training.report.run_files import RunFiles
 
 def data_section(run: RunFiles) -> str:
     """Return the section, with tables for the data artefacts that exist."""
-    documents, tokens, examples = run.counts("documents"), run.counts("tokens"), run.counts("examples")
+    documents, tokens = run.counts("documents"), run.counts("tokens")
     return markup.section(
         "data",
         "Data",
@@ -22,9 +22,20 @@ def data_section(run: RunFiles) -> str:
             "Token shards",
         ),
         markup.table(["left out of validation", "documents"], _dropped_rows(tokens)),
-        markup.table(["split", "examples", "tokens", "targets"], _example_rows(examples), "Examples"),
-        markup.table(["examples left out", "number"], _dropped_rows(examples)),
+        *_example_tables(run.counts("examples"), "Examples"),
+        *(
+            table
+            for stage, saved in run.examples.items()
+            for table in _example_tables(saved.counts, f"Examples: {stage}")
+        ),
     )
+
+
+def _example_tables(counts: dict[str, Any], title: str) -> list[str]:
+    return [
+        markup.table(["split", "examples", "tokens", "targets"], _example_rows(counts), title),
+        markup.table(["examples left out", "number"], _dropped_rows(counts)),
+    ]
 
 
 def _document_rows(counts: dict[str, Any]) -> Iterator[list[str]]:

@@ -17,11 +17,11 @@ def baselines(run: RunFiles) -> dict[str, float]:
 
 def models(run: RunFiles) -> dict[str, float]:
     """Return the bits per byte of the pretrained and fine-tuned models, leaving out models without a result."""
-    scores = {name: (run.evaluation.get(key) or {}).get("bits_per_byte") for name, key in _MODELS.items()}
+    tuned = run.evaluation.get("finetune") or {}
+    results = {"pretrained model": run.evaluation.get("pretrain") or {}}
+    results |= {f"fine-tuned model ({stage})": facts for stage, facts in tuned.items()}
+    scores = {name: facts.get("bits_per_byte") for name, facts in results.items()}
     return {name: value for name, value in scores.items() if value is not None}
-
-
-_MODELS = {"pretrained model": "pretrain", "fine-tuned model": "finetune"}
 
 
 def evaluation_section(run: RunFiles) -> str:
@@ -58,8 +58,9 @@ def _what_was_measured(run: RunFiles) -> str:
             f"Validation text of {integer(facts['bytes'])} bytes, {integer(facts['tokens'])} target tokens, "
             f"{decimal(facts['loss'])} nats per token."
         )
-    for stage, finished in (("pretrain", run.pretrain), ("finetune", run.finetune)):
-        evaluated = (run.evaluation.get(stage) or {}).get("checkpoint")
+    results = {"pretrain": run.evaluation.get("pretrain") or {}, **(run.evaluation.get("finetune") or {})}
+    for stage, finished in (("pretrain", run.pretrain), *run.finetune.items()):
+        evaluated = results.get(stage, {}).get("checkpoint")
         newest = finished.details.get("checkpoint") if finished else None
         if evaluated and newest and evaluated != newest:
             sentences.append(

@@ -17,7 +17,7 @@ def build_page(run: RunFiles) -> str:
         experts_section(run),
         evaluation_section(run),
         task_section(run),
-        finetuning_section(run),
+        *(finetuning_section(run, stage) for stage in run.finetune_metrics),
         samples_section(run),
         data_section(run),
         markup.section("recipe", "Recipe", markup.details("The resolved recipe", run.recipe), _versions(run)),
@@ -78,7 +78,7 @@ def _missing(run: RunFiles) -> str:
         "the data": (not {"documents", "tokenizer", run.trained_on} <= set(run.data), "make data"),
         "pretraining": (not run.pretrain_metrics, "make pretrain"),
         "the end of pretraining": (bool(run.pretrain_metrics) and run.pretrain is None, "make pretrain"),
-        "fine-tuning": (run.wants_finetune and not run.finetune_metrics, "make finetune"),
+        "fine-tuning": (any(not metrics for metrics in run.finetune_metrics.values()), "make finetune"),
         "the evaluation": (not run.evaluation, "make evaluate"),
     }
     missing = [f"{name} ({command})" for name, (is_missing, command) in parts.items() if is_missing]
@@ -87,7 +87,7 @@ def _missing(run: RunFiles) -> str:
 
 def _versions(run: RunFiles) -> str:
     """Return a note with the versions of the code and libraries, from the manifests."""
-    manifests = [*run.data.values(), *(part for part in (run.pretrain, run.finetune) if part)]
+    manifests = [*run.data.values(), *([run.pretrain] if run.pretrain else []), *run.finetune.values()]
     versions = {name: version for part in manifests for name, version in part.versions.items()}
     if not versions:
         return ""

@@ -1,7 +1,7 @@
 """Reads a run's files for the report page. Any of the files may be missing."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,28 @@ class RunFiles:
 
     Attributes:
         name: the run's name.
-        data: manifests of documents, tokenizer, tokens and examples, by artefact; missing ones are left out.
+        data: manifests of documents, tokenizer, tokens and a supervised model's examples, by artefact; missing ones
+            are left out.
         pretrain: manifest of the finished pretraining; None if it is not finished.
-        finetune: manifest of the finished fine-tuning; None if it is not finished.
+        finetune: manifest of every finished fine-tuning stage, by name.
         pretrain_metrics: metrics of pretraining; empty if it has not started.
-        finetune_metrics: metrics of fine-tuning; empty if it has not started.
+        finetune_metrics: metrics of every fine-tuning stage of the recipe, by name; empty if it has not started.
         evaluation: contents of ``evaluation/evaluation.json``; empty if the file does not exist.
         recipe: the resolved recipe as YAML. If pretraining has started, the recipe it was started with.
-        wants_finetune: whether the recipe has a finetune section.
         trained_on: the artefact that pretraining reads, ``tokens`` or ``examples``.
+        examples: manifest of every fine-tuning stage's examples, by the stage's name; missing ones are left out.
     """
 
     name: str
     data: dict[str, Manifest]
     pretrain: Manifest | None
-    finetune: Manifest | None
+    finetune: dict[str, Manifest]
     pretrain_metrics: Metrics
-    finetune_metrics: Metrics
+    finetune_metrics: dict[str, Metrics]
     evaluation: dict[str, Any]
     recipe: str
-    wants_finetune: bool
     trained_on: str = "tokens"
+    examples: dict[str, Manifest] = field(default_factory=dict)
 
     def counts(self, artefact: str) -> dict[str, Any]:
         """Return the counts of a data artefact, or an empty dict if it does not exist."""
@@ -60,26 +61,29 @@ def read_run(recipe: Recipe) -> RunFiles:
         RequestError: there is nothing to report, or a file is damaged.
     """
     layout = RunLayout.of(recipe)
-    folders = (layout.documents, layout.tokenizer, layout.tokens, layout.examples)
-    manifests = {folder.name: repair_hints.read_manifest(folder.name, folder) for folder in folders}
     on_examples = recipe.task != "language_modeling"
+    stages = [stage.name for stage in recipe.finetune]
+    folders = {"documents": layout.documents, "tokenizer": layout.tokenizer, "tokens": layout.tokens}
+    folders |= {"examples": layout.examples} if on_examples else {}
+    manifests = {name: repair_hints.read_manifest(name, folder) for name, folder in folders.items()}
+    examples = {stage: repair_hints.read_manifest("examples", layout.examples_of(stage)) for stage in stages}
     if on_examples:
         # Any token shards here belong to a different model that was trained in this folder earlier.
-        manifests.pop(layout.tokens.name)
+        manifests.pop("tokens")
     evaluation = _read_evaluation(layout.evaluation / EVALUATION)
     run = RunFiles(
         name=recipe.run.name,
         data={name: saved for name, saved in manifests.items() if saved is not None},
         pretrain=finished(layout.pretrain),
-        finetune=finished(layout.finetune),
+        finetune={stage: saved for stage in stages if (saved := finished(layout.finetune(stage)))},
         pretrain_metrics=read_metrics(layout.pretrain / metrics_log.NAME),
-        finetune_metrics=read_metrics(layout.finetune / metrics_log.NAME),
+        finetune_metrics={stage: read_metrics(layout.finetune(stage) / metrics_log.NAME) for stage in stages},
+        examples={stage: saved for stage, saved in examples.items() if saved is not None},
         evaluation=evaluation if ("task" in evaluation) == on_examples else {},
         recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
-        wants_finetune=recipe.finetune is not None,
         trained_on="examples" if on_examples else "tokens",
     )
-    if not (run.data or run.pretrain or run.pretrain_metrics or run.finetune_metrics):
+    if not (run.data or run.pretrain or run.pretrain_metrics or any(run.finetune_metrics.values())):
         raise RequestError(f"{layout.run}: nothing to report yet: run `{command_hints.make('pretrain')}` first")
     return run
 

@@ -22,10 +22,10 @@ def pretraining_section(run: RunFiles) -> str:
     return markup.section("pretraining", "Pretraining", *_curves(run.pretrain_metrics, "pretraining"))
 
 
-def finetuning_section(run: RunFiles) -> str:
-    """Return the section with the curves of fine-tuning, and the held-out loss before and after fine-tuning."""
+def finetuning_section(run: RunFiles, stage: str) -> str:
+    """Return the section with the curves of a fine-tuning stage, and the held-out loss before and after it."""
     rows = []
-    facts = run.evaluation.get("finetune") or {}
+    facts = (run.evaluation.get("finetune") or {}).get(stage) or {}
     before, after = facts.get("held_out_loss_before"), facts.get("held_out_loss_after")
     if before is not None and after is not None:
         label = f"loss on {facts['examples']:,} held-out answers" if "examples" in facts else "loss on held-out answers"
@@ -34,7 +34,9 @@ def finetuning_section(run: RunFiles) -> str:
     if base is not None and tuned is not None:
         rows.append(["bits per byte on the validation text", decimal(base), decimal(tuned), f"{tuned - base:+.3f}"])
     table = markup.table(["", "before", "after", "change"], rows, "Before and after fine-tuning")
-    return markup.section("finetuning", "Fine-tuning", table, *_curves(run.finetune_metrics, "fine-tuning"))
+    title = f"Fine-tuning: {stage}" if len(run.finetune_metrics) > 1 else "Fine-tuning"
+    curves = _curves(run.finetune_metrics[stage], f"fine-tuning {stage}")
+    return markup.section(f"finetuning-{stage}", title, table, *curves)
 
 
 def experts_section(run: RunFiles) -> str:

@@ -30,7 +30,7 @@ def run(tmp_path):
     tokenizer = write_artefact(layout.tokenizer)
     documents = write_artefact(layout.documents)
     tokens = write_artefact(layout.tokens, {"documents": documents, "tokenizer": tokenizer})
-    examples = write_artefact(layout.examples, {"tokenizer": tokenizer})
+    examples = write_artefact(layout.examples_of("sft"), {"tokenizer": tokenizer})
     pretrain = begun(layout.run, "pretrain", {"tokens": tokens, "tokenizer": tokenizer})
     ended = pretrain.finish(saved(pretrain, 4))
     inputs = {"examples": examples, "tokenizer": tokenizer, "weights": ended.details["weights"]}
@@ -46,7 +46,7 @@ def line(training, step: int, why: str = "") -> str:
 
 def test_the_line_contains_stage_step_and_path(run) -> None:
     path = run.finetune.folder / "checkpoints" / "step-00000004"
-    assert line(run.finetune, 4) == f"weights: fine-tuned, step 4 of 4: {path}"
+    assert line(run.finetune, 4) == f"weights: fine-tuned (sft), step 4 of 4: {path}"
     saved(run.pretrain, 2)
     assert "pretrained, step 2 of 4, training is not finished: " in line(run.pretrain, 2)
     saved(run.pretrain, 0, imported={"model.safetensors": "f"})
@@ -55,15 +55,17 @@ def test_the_line_contains_stage_step_and_path(run) -> None:
 
 
 def test_weights_are_current_until_their_training_data_is_replaced(run) -> None:
-    assert run_weights.stale(run.layout, "pretrain") == run_weights.stale(run.layout, "finetune") == ""
-    run_weights.check_finetuning(run.layout)
-    write_artefact(run.layout.examples, content="two")
+    assert run_weights.stale(run.layout, "pretrain") == run_weights.stale(run.layout, "sft") == ""
+    run_weights.check_finetuning(run.layout, "sft")
+    write_artefact(run.layout.examples_of("sft"), content="two")
     assert run_weights.stale(run.layout, "pretrain") == ""
-    with pytest.raises(RequestError, match=r"not current \(.*examples was replaced since\).*generate\.stage=pretrain"):
-        run_weights.check_finetuning(run.layout)
+    with pytest.raises(
+        RequestError, match=r"not current \(.*examples/sft was replaced since\).*generate\.stage=pretrain"
+    ):
+        run_weights.check_finetuning(run.layout, "sft")
     again = begun(run.layout.run, "pretrain", {"tokens": "other"})
     again.finish(saved(again, 4, parameters="other"))
-    assert "pretrain was replaced since" in run_weights.stale(run.layout, "finetune")
+    assert "pretrain was replaced since" in run_weights.stale(run.layout, "sft")
     assert len(run_weights.outdated(run.layout)) == 2
 
 
@@ -92,13 +94,13 @@ def test_missing_weights_are_explained(run, tmp_path) -> None:
 def test_data_that_weights_were_trained_on_is_not_replaced_by_default(run, name) -> None:
     overrides = [f"run.root={run.layout.run.parent}", f"run.name={run.layout.run.name}"]
     recipe = load_recipe("configs/demo.yaml", overrides)
-    folder = getattr(run.layout, name)
+    folder = run.layout.examples_of("sft") if name == "examples" else getattr(run.layout, name)
     with pytest.raises(
         RequestError, match=r"was trained on .* would replace \(n one -> two.*\).*run\.replace=(true|finetune)"
     ):
         _rebuild(recipe, name, folder)
     replaced = load_recipe("configs/demo.yaml", [*overrides, "run.replace=true"])
-    held = lock.hold(run.layout.finetune), lock.hold(run.layout.pretrain)
+    held = lock.hold(run.layout.finetune("sft")), lock.hold(run.layout.pretrain)
     with held[0], held[1], pytest.raises(RequestError, match="is run by process"):
         _rebuild(replaced, name, folder)
     _rebuild(replaced, name, folder)
@@ -106,7 +108,7 @@ def test_data_that_weights_were_trained_on_is_not_replaced_by_default(run, name)
 
 
 def _rebuild(recipe, name, folder) -> None:
-    with open_stage(name, folder, {"n": "two"}, {}, check_replacing=data_guard.guard(recipe, name)) as stage:
+    with open_stage(name, folder, {"n": "two"}, {}, check_replacing=data_guard.guard(recipe, name, folder)) as stage:
         (stage.work / "file").write_text("two")
         stage.publish({}, {})
 

@@ -31,11 +31,15 @@ def run(tmp_path_factory):
     documents.build(run_recipe)
     train(run_recipe)
     tokens.build(run_recipe)
-    return run_recipe, chat.build(run_recipe)
+    return run_recipe, build_examples(run_recipe)
+
+
+def build_examples(recipe):
+    return chat.build(recipe, recipe.finetune[0])
 
 
 def _sides(recipe):
-    folder = RunLayout.of(recipe).examples
+    folder = RunLayout.of(recipe).examples_of("sft")
     return [parquet.read_table(folder / f"{name}-00000.parquet").to_pylist() for name in ("train", "held-out")]
 
 
@@ -47,7 +51,7 @@ def test_columns_and_labels(run):
     assert published.counts["held_out"]["examples"] == len(held_side) > 0
     for row in train_side + held_side:
         assert list(row) == ["ids", "labels", "source", "question", "answer"]
-        assert len(row["ids"]) == len(row["labels"]) <= recipe.finetune.max_length
+        assert len(row["ids"]) == len(row["labels"]) <= recipe.finetune[0].max_length
         learned = [label for label in row["labels"] if label != IGNORED]
         assert tokenizer.decode(learned, show_special=True) == row["answer"] + "<|end|>"
         assert row["question"] in tokenizer.decode(row["ids"])
@@ -75,7 +79,7 @@ def test_documents_of_a_source_with_a_name_are_held_out_too(tmp_path):
     documents.build(run_recipe)
     train(run_recipe)
     tokens.build(run_recipe)
-    published = chat.build(run_recipe)
+    published = build_examples(run_recipe)
     held_out = set(parquet.read_table(RunLayout.of(run_recipe).tokens / "validation.parquet")["id"].to_pylist())
     assert held_out and all(identifier.startswith("docs:pydocs:") for identifier in held_out)
     train_side, held_side = _sides(run_recipe)
@@ -87,9 +91,9 @@ def test_the_same_bytes_again(run, tmp_path):
     run_recipe, _ = run
     other = recipe(tmp_path, f"data.root={RunLayout.of(run_recipe).data}", "finetune.examples.max_examples=null")
     other = other.model_copy(update={"data": other.data.model_copy(update={"source": run_recipe.data.source})})
-    chat.build(other)
-    assert digests(RunLayout.of(other).examples) == digests(RunLayout.of(run_recipe).examples)
-    assert chat.build(run_recipe) is None
+    build_examples(other)
+    assert digests(RunLayout.of(other).examples_of("sft")) == digests(RunLayout.of(run_recipe).examples_of("sft"))
+    assert build_examples(run_recipe) is None
 
 
 def _function(name, doc):
@@ -158,7 +162,7 @@ def test_instructions_and_messages(tmp_path):
     records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     records.append(records[0])
     recipe = _instructed(tmp_path, "\n".join(map(json.dumps, records)))
-    published = chat.build(recipe)
+    published = build_examples(recipe)
     assert published.counts["candidates"] == 42 and published.counts["dropped"] == {chat.REPEATED: 1}
     rows = [row for side in _sides(recipe) for row in side]
     assert len(rows) == 41
@@ -172,7 +176,7 @@ def test_instructions_and_messages(tmp_path):
 def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
     records = [{"instruction": f"Say {n}.", "output": f"Number {n}. " * (30 if n < 5 else 1)} for n in range(60)]
     recipe = _instructed(tmp_path, json.dumps(records), "finetune.examples.max_examples=20", name="made.json")
-    published = chat.build(recipe)
+    published = build_examples(recipe)
     assert published.counts["dropped"] == {chat.TOO_LONG: 5, chat.NOT_SAMPLED: 35}
     assert published.counts["train"]["examples"] + published.counts["held_out"]["examples"] == 20
 
@@ -181,9 +185,9 @@ def test_bad_records_are_counted_and_too_many_refused(tmp_path):
     good = [json.dumps({"instruction": f"Do {n}.", "output": f"Done {n}."}) for n in range(10)]
     bad = ['{"prompt": "x", "reply": "y"}', "{broken", '{"messages": [{"role": "tool", "content": "x"}]}']
     with pytest.raises(RequestError, match=r"3 of 13 inputs .*its fields: prompt, reply.*of finetune.examples.path"):
-        chat.build(_instructed(tmp_path, "\n".join(good + bad)))
+        build_examples(_instructed(tmp_path, "\n".join(good + bad)))
     recipe = _instructed(tmp_path, "\n".join(good + bad), "data.max_bad_fraction=0.5")
-    assert sum(chat.build(recipe).counts["bad_inputs"].values()) == 3
+    assert sum(build_examples(recipe).counts["bad_inputs"].values()) == 3
 
 
 def test_lone_surrogates_are_counted_as_bad(tmp_path):
@@ -191,7 +195,7 @@ def test_lone_surrogates_are_counted_as_bad(tmp_path):
     records.append('{"instruction": "Say it \\ud800.", "output": "Said."}')
     records.append('{"messages": [{"role": "assistant", "content": "\\udfff"}], "\\ud800": 1}')
     records.append('{"\\ud801": 1}')
-    published = chat.build(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
+    published = build_examples(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
     assert published.counts["candidates"] == 10 and sorted(published.counts["bad_inputs"].values()) == [1, 2]
 
 
@@ -204,7 +208,7 @@ def test_messages_are_normalized_as_documents_are(tmp_path):
     records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     records.append({"instruction": "\x00", "output": "Nothing is asked."})
     recipe = _instructed(tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2")
-    published = chat.build(recipe)
+    published = build_examples(recipe)
     assert published.counts["bad_inputs"] == {"instruction is empty": 1}
     rows = {row["question"]: row for side in _sides(recipe) for row in side}
     assert rows["Do\né 3."]["answer"] == "A\nB\u0301 3." and rows["Hi."]["answer"] == "é\nf"
@@ -215,7 +219,7 @@ def test_messages_are_normalized_as_documents_are(tmp_path):
     other = _instructed(
         tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2", "data.clean.unicode=none"
     )
-    assert chat.build(other) is not None
+    assert build_examples(other) is not None
     assert "Do\ne\u0301 3." in {row["question"] for side in _sides(other) for row in side}
 
 
@@ -230,7 +234,7 @@ def test_null_counts_as_a_missing_field(tmp_path):
     records = [{"instruction": f"Do {n}.", "output": f"Done {n}.", **fields} for n in range(9)]
     turns = [{"role": role, "content": f"I am the {role}.", "name": None} for role in ("user", "assistant")]
     records.append({"instruction": None, "input": None, "output": None, "messages": turns})
-    published = chat.build(recipe := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
+    published = build_examples(recipe := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
     assert published.counts["candidates"] == 10 and not published.counts["bad_inputs"]
     assert {"Do 3.", "I am the user."} <= {row["question"] for side in _sides(recipe) for row in side}
 
@@ -275,7 +279,7 @@ def test_errors_name_the_keys_of_examples_and_leave_no_files(tmp_path, name, con
     recipe = _instructed(tmp_path, content, name=name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RequestError, match=message) as refused:
-        chat.build(recipe)
+        build_examples(recipe)
     assert "data.source" not in str(refused.value) and "{}" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -283,11 +287,11 @@ def test_errors_name_the_keys_of_examples_and_leave_no_files(tmp_path, name, con
 def test_about_the_requested_fraction_of_labels_is_held_out(tmp_path, capsys):
     labels = ("positive", "negative")
     records = [{"instruction": f"Is review {n} kind?", "output": labels[n % 2]} for n in range(200)]
-    published = chat.build(recipe := _instructed(tmp_path, json.dumps(records), name="made.json"))
+    published = build_examples(recipe := _instructed(tmp_path, json.dumps(records), name="made.json"))
     assert published.counts["held_out"]["examples"] == 10 and "finetune.examples" not in capsys.readouterr().err
     assert {row["answer"] for row in _sides(recipe)[0]} == {*labels}
     records = [{"instruction": "Write a haiku.", "output": f"Haiku {n}."} for n in range(20)]
-    chat.build(recipe := _instructed(tmp_path, json.dumps(records), name="made.json"))
+    build_examples(recipe := _instructed(tmp_path, json.dumps(records), name="made.json"))
     assert "held-out examples (1) share a question with training examples" in capsys.readouterr().err
     assert [len(side) for side in _sides(recipe)] == [19, 1]
 
@@ -300,17 +304,17 @@ def test_a_damaged_list_of_validation_documents_is_named(run, tmp_path):
     path = RunLayout.of(other).tokens / "validation.parquet"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(RequestError, match=rf"{path}: .*; repair: rm -r {path.parent} && make data"):
-        chat.build(other)
+        build_examples(other)
 
 
 def test_a_missing_file_is_named_by_its_key(tmp_path):
     with pytest.raises(RequestError, match=r"finetune.examples.path: .* is neither a file nor a folder"):
-        chat.build(_over(tmp_path, tmp_path / "nowhere.json"))
+        build_examples(_over(tmp_path, tmp_path / "nowhere.json"))
 
 
 def test_real_instructions(tmp_path):
     path = SHARED_DATA / "instructions.json"
     if not path.exists():
         pytest.skip("no instructions.json next to the checkout")
-    published = chat.build(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
+    published = build_examples(_over(tmp_path, path, "finetune.examples.max_examples=null", "finetune.max_length=512"))
     assert published.counts["candidates"] == 1100 and 50 <= published.counts["held_out"]["examples"] <= 55

@@ -28,6 +28,7 @@ from training.report.page import build_page, headline
 from training.report.run_files import read_run
 
 LAYERS = ("model.layers.1", "model.layers.2")
+_ANSWERS = {"held_out_loss_before": 4.1, "held_out_loss_after": 2.2, "examples": 150}
 
 
 class Page(HTMLParser):
@@ -130,7 +131,7 @@ def complete(recipe: Recipe, layout: RunLayout) -> Recipe:
     write_manifest(layout.pretrain, "pretrain", {"steps": 40}, details)
     records = [train_record(step, 8 / step + 2) for step in range(1, 41)]
     write_lines(layout.pretrain / "metrics.jsonl", [*records, {"kind": "validation", "step": 40, "loss": 2.5}])
-    write_lines(layout.finetune / "metrics.jsonl", [train_record(step, 3 / step) for step in range(1, 11)])
+    write_lines(layout.finetune("sft") / "metrics.jsonl", [train_record(step, 3 / step) for step in range(1, 11)])
     write_evaluation(layout, {"samples": [{"prompt": "Hello", "completion": "world"}]})
     return recipe
 
@@ -139,7 +140,7 @@ def write_evaluation(layout: RunLayout, more: dict) -> None:
     evaluation = {
         "pretrain": {"checkpoint": "step-00000040", "loss": 2.9, "tokens": 1000, "bytes": 3000, "bits_per_byte": 1.951},
         "baselines": {"bigram": {"bits_per_byte": 3.104}, "zstd -19": {"bits_per_byte": 2.532}},
-        "finetune": {"held_out_loss_before": 4.1, "held_out_loss_after": 2.2, "examples": 150, "bits_per_byte": 2.052},
+        "finetune": {"sft": {**_ANSWERS, "bits_per_byte": 2.052}},
         "experts": {LAYERS[0]: {"max_over_mean": 1.23, "variation": 0.11, "load": [1.0] * 8}},
     }
     layout.evaluation.mkdir(parents=True, exist_ok=True)
@@ -179,7 +180,7 @@ def test_every_part_is_on_the_page(complete, layout):
     assert report(complete) == DONE
     text = layout.report.read_text(encoding="utf-8")
     page = Page(text)
-    wanted = ("pretraining", "experts", "evaluation", "finetuning", "samples", "data", "recipe")
+    wanted = ("pretraining", "experts", "evaluation", "finetuning-sft", "samples", "data", "recipe")
     assert [part for part in wanted if f'<section id="{part}">' not in text] == []
     for words in (
         "5.12 M",

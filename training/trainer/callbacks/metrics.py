@@ -43,7 +43,7 @@ class MetricsCallback(Callback):
         self._curves = ResilientWriter("tensorboard/", lambda step: TensorBoardWriter(run.folder / "tensorboard", step))
         self._lines.open(start + 1)
         self._curves.open(start + 1)
-        self._bar = bar(self._context.train.steps, "step", run.stage, initial=start)
+        self._bar = bar(self._context.train.steps, "step", run.label, initial=start)
 
     def on_step_end(self, result: StepResult) -> None:
         if self._bar is None:
