@@ -52,7 +52,9 @@ class EvaluateSection(Section):
             if source.has_targets:
                 raise ValueError(f"texts.{name}.kind={source.kind} has targets: use a kind of plain text")
         if not self.tasks and (self.task_path or self.shots is not None or self.limit or self.chat):
-            key = next(key for key in ("task_path", "shots", "limit", "chat") if getattr(self, key) not in (None, False))
+            key = next(
+                key for key in ("task_path", "shots", "limit", "chat") if getattr(self, key) not in (None, False)
+            )
             raise ValueError(f"{key} is read only with tasks: set evaluate.tasks, or leave it out")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks ({', '.join(self.tasks)}) names a task twice")

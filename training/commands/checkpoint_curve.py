@@ -1,5 +1,6 @@
 """``python -m training evaluate checkpoints``: evaluates every kept checkpoint of a run, as a curve."""
 
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ from configs.schema import Recipe
 from training.commands.evaluate import results_identity
 from training.commands.evaluation_log import write_scalars
 from training.evaluate import task_files
-from training.evaluate.tables import aligned, checkpoint_rows
 from training.evaluate.texts import fingerprints, open_texts
+from training.report.score_tables import aligned, checkpoint_rows
 
 #: Measures a checkpoint of a stage.
 Measure = Callable[[str, Path], dict[str, Any]]
@@ -42,6 +43,7 @@ def evaluate_checkpoints(recipe: Recipe) -> int:
     with lock.hold(layout.evaluation_log):
         layout.evaluation_log.mkdir(parents=True, exist_ok=True)
         log = _Log(layout.evaluation_log / CHECKPOINT_RESULTS, {"identity": results_identity(recipe), "inputs": inputs})
+        work = layout.evaluation_log / f"work-{log.settings[:12]}"
         measure: Measure | None = None
         for stage, folder in stages.items():
             log.begin(stage, fingerprint.of_value(read_identity(folder)))
@@ -49,9 +51,11 @@ def evaluate_checkpoints(recipe: Recipe) -> int:
                 weights = _usable(layout, checkpoint)
                 if weights is None or log.has(stage, weights):
                     continue
-                measure = measure or _measuring(recipe, layout, sources, tokens.counts["validation"]["bytes"])
+                measure = measure or _measuring(recipe, layout, sources, work, tokens.counts["validation"]["bytes"])
                 log.add(stage, weights, measure(stage, checkpoint))
             write_scalars(layout.evaluation_log, stage, {row["step"]: row for row in log.rows(stage)})
+        for leftover in layout.evaluation_log.glob("work-*"):  # also of interrupted evaluations with other settings
+            shutil.rmtree(leftover)
     print("\n".join(aligned(checkpoint_rows({stage: log.rows(stage) for stage in stages}))))
     print(layout.evaluation_log / CHECKPOINT_RESULTS)
     return command.DONE
@@ -63,9 +67,9 @@ class _Log:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Read the results that were measured with the same settings."""
         self._path = path
-        self._settings = fingerprint.of_value(dict(settings))
+        self.settings = fingerprint.of_value(dict(settings))
         saved = atomic.read_json(path) if path.exists() else {}
-        self._stages: dict[str, dict[str, Any]] = saved["stages"] if saved.get("settings") == self._settings else {}
+        self._stages: dict[str, dict[str, Any]] = saved["stages"] if saved.get("settings") == self.settings else {}
 
     def begin(self, stage: str, run: str) -> None:
         """Drop a stage's results if they are of another training run."""
@@ -83,7 +87,7 @@ class _Log:
         """Add a checkpoint's results, and save all results."""
         rows = [row for row in self._stages[stage]["checkpoints"] if row["step"] != facts["step"]]
         self._stages[stage]["checkpoints"] = [*rows, {"weights": weights, **facts}]
-        atomic.write_json(self._path, {"settings": self._settings, "stages": self._stages})
+        atomic.write_json(self._path, {"settings": self.settings, "stages": self._stages})
 
 
 def _stages(recipe: Recipe, layout: RunLayout) -> dict[str, Path]:
@@ -119,10 +123,9 @@ def _usable(layout: RunLayout, checkpoint: Path) -> str | None:
     return saved.fingerprint
 
 
-def _measuring(recipe: Recipe, layout: RunLayout, sources: Mapping[str, Any], text_bytes: int) -> Measure:
+def _measuring(recipe: Recipe, layout: RunLayout, sources: Mapping[str, Any], work: Path, text_bytes: int) -> Measure:
     # Imported here, so that torch is not needed if every checkpoint has been measured.
     from training.evaluate.results import BATTERY, Evaluation
 
-    folder = layout.evaluation_log / "work"
-    evaluation = Evaluation(recipe, layout, sources, folder, folder / BATTERY)
+    evaluation = Evaluation(recipe, layout, sources, work, work / BATTERY)
     return lambda stage, checkpoint: evaluation.measure_checkpoint(stage, checkpoint, text_bytes)

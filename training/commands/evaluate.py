@@ -14,8 +14,8 @@ from configs.run_layout import EVALUATION, RunLayout
 from configs.schema import Recipe
 from training.evaluate import task_files
 from training.evaluate.battery.build import VERSION
-from training.evaluate.tables import by_stage, results_lines
 from training.evaluate.texts import fingerprints, open_texts
+from training.report.score_tables import by_stage, results_lines
 from training.runs import finished_checkpoint
 
 #: Format of ``evaluation.json``. A file with another format is not current.

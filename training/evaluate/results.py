@@ -177,7 +177,9 @@ class Evaluation:
         train = self._recipe.train.model_copy(update={"mask_documents": False})
         batches = examples.in_order(self._recipe.evaluate.batch)
         objective = Objective(self._recipe.model, train)
-        measured = measure(self._model(checkpoint), objective, batches, self._device, f"held-out answers, {stage}, {when}")
+        measured = measure(
+            self._model(checkpoint), objective, batches, self._device, f"held-out answers, {stage}, {when}"
+        )
         return {"examples": len(examples), "loss": measured.loss}
 
     def _baselines(self, text_bytes: int) -> Facts:

@@ -73,7 +73,7 @@ def _named_files(path: Path) -> Iterator[Path]:
     if not path.is_file():
         raise RequestError(f"{_KEY}: {path}: there is no such file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RequestError(f"{_KEY}: {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -89,7 +89,9 @@ def _named_files(path: Path) -> Iterator[Path]:
             if not Path(name).is_file():
                 raise RequestError(f"{_KEY}: {path} reads {name}, and there is no such file")
             yield Path(name)
-    modules = {value.split(".")[0] for value in _texts(content) if "." in value and value.replace(".", "").isidentifier()}
+    modules = {
+        value.split(".")[0] for value in _texts(content) if "." in value and value.replace(".", "").isidentifier()
+    }
     yield from (path.parent / f"{name}.py" for name in sorted(modules) if (path.parent / f"{name}.py").is_file())
 
 

@@ -119,9 +119,7 @@ def _read(model: CausalLM, pairs: Sequence[tuple[Sequence[int], Sequence[int]]])
     """Score continuations in one forward pass over contexts and continuations."""
     hidden_BTD = model.hidden(_padded(model, [[*context, *continuation[:-1]] for context, continuation in pairs]))
     rows = [row for row, (_, continuation) in enumerate(pairs) for _ in continuation]
-    places = [
-        len(context) - 1 + offset for context, continuation in pairs for offset in range(len(continuation))
-    ]
+    places = [len(context) - 1 + offset for context, continuation in pairs for offset in range(len(continuation))]
     hidden_MD = hidden_BTD[torch.tensor(rows, device=hidden_BTD.device), torch.tensor(places, device=hidden_BTD.device)]
     return _scores(model, hidden_MD, [continuation for _, continuation in pairs])
 

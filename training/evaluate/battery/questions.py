@@ -23,7 +23,24 @@ _COPIED_WORD = re.compile(r"[a-z]{3,8}")
 _LEAST_PASSAGE, _MOST_PASSAGE, _CONTINUATION = 8, 60, 8
 #: Tokens kept free for a question or an answer after a passage.
 _RESERVED = 48
-_NAMES = "Alice Bruno Clara David Elena Frank Grace Henry Irene James Karen Louis Maria Nadia Oscar Paula".split()
+_NAMES = [
+    "Alice",
+    "Bruno",
+    "Clara",
+    "David",
+    "Elena",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Irene",
+    "James",
+    "Karen",
+    "Louis",
+    "Maria",
+    "Nadia",
+    "Oscar",
+    "Paula",
+]
 
 
 class Passages:

@@ -6,7 +6,9 @@ over all rows of the head.
 """
 
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -45,6 +47,8 @@ class MillraceLM(TemplateLM):
                 greater numbers.
         """
         super().__init__()
+        # lm-eval's own output is silenced while it calls this model, but not the model's progress.
+        self._stderr = sys.stderr
         self._model, self._tokenizer, self._batch = model, tokenizer, batch
         self.max_length = max_length
         self._device = next(iter(model.parameters())).device
@@ -81,7 +85,7 @@ class MillraceLM(TemplateLM):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, **_: Any
     ) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
-        with bar(len(pairs), "request", "loglikelihood") as progress:
+        with redirect_stderr(self._stderr), bar(len(pairs), "request", "loglikelihood") as progress:
             scores = score(self._model, pairs, self.max_length, self._batch * self.max_length, progress.update)
         return [(one.log_probability, one.greedy) for one in scores]
 
@@ -107,7 +111,7 @@ class MillraceLM(TemplateLM):
         """
         texts = [""] * len(requests)
         numbered = [(repr(request.args[1]), number) for number, request in enumerate(requests)]
-        with bar(len(requests), "request", "generate_until") as progress:
+        with redirect_stderr(self._stderr), bar(len(requests), "request", "generate_until") as progress:
             for _, group in groupby(sorted(numbered), key=lambda item: item[0]):
                 numbers = [number for _, number in group]
                 prompts = {number: self.tok_encode(requests[number].args[0]) for number in numbers}
@@ -123,7 +127,9 @@ class MillraceLM(TemplateLM):
     def _generate(self, prompts: list[list[int]], options: Mapping[str, Any]) -> list[str]:
         settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), default_max_gen_toks=256))
         if unknown := sorted(settings.keys() - _GENERATION):
-            raise RequestError(f"a task sets generation_kwargs.{unknown[0]}: only {', '.join(sorted(_GENERATION))} work")
+            raise RequestError(
+                f"a task sets generation_kwargs.{unknown[0]}: only {', '.join(sorted(_GENERATION))} work"
+            )
         count, stops = settings["max_gen_toks"], [stop for stop in settings["until"] if stop]
         if count >= self.max_length:
             raise RequestError(
@@ -145,7 +151,9 @@ class MillraceLM(TemplateLM):
             seed=0,
             complete=lambda ids: any(stop in self._decode(ids) for stop in stops),
         )
-        return [postprocess_generated_text(self._decode(ids), stops, None) for ids in generated]
+        # As in ``hf``, the name of the end-of-text token also ends a text that spells it out.
+        ends = [*stops, self._tokenizer.piece(self._tokenizer.end_of_text_id)]
+        return [postprocess_generated_text(self._decode(ids), ends, None) for ids in generated]
 
     def _decode(self, ids: Sequence[int]) -> str:
         """Decode ids without reserved tokens and without rows of the head that are only padding."""

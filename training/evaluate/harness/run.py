@@ -116,13 +116,13 @@ def scores_of(results: dict[str, Any]) -> Scores:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence lm-eval's log, and compute bootstrap estimates in this process, whose threads a fork would not copy."""
+    """Silence lm-eval's log and progress bars, and let it compute bootstrap estimates without forking this process."""
     logger = logging.getLogger("lm_eval")
     level, processes = logger.level, os.environ.get("DISABLE_MULTIPROC")
     logger.setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         logger.setLevel(level)

@@ -20,7 +20,9 @@ def results_lines(results: Results) -> list[str]:
     width = max(len(name) for name in [*stages, *results["baselines"]])
     lines = [f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes"]
     lines += [f"  {name:<{width}} {_loss(facts)}" for name, facts in stages.items()]
-    lines += [f"  {name:<{width}} {row['bits_per_byte']:.3f} bits per byte" for name, row in results["baselines"].items()]
+    lines += [
+        f"  {name:<{width}} {row['bits_per_byte']:.3f} bits per byte" for name, row in results["baselines"].items()
+    ]
     for text in pretrain.get("texts", {}):
         facts = pretrain["texts"][text]
         lines.append(f"text {text:<8}{facts['tokens']:,} tokens, {facts['bytes']:,} bytes")
@@ -41,9 +43,7 @@ def results_lines(results: Results) -> list[str]:
 
 def runs_lines(runs: Mapping[str, Results]) -> list[str]:
     """Return the results of several runs next to each other: a column for each stage of each run."""
-    columns = {
-        f"{run} {stage}": facts for run, results in runs.items() for stage, facts in by_stage(results).items()
-    }
+    columns = {f"{run} {stage}": facts for run, results in runs.items() for stage, facts in by_stage(results).items()}
     rows = [["", *columns]]
     rows.append(["checkpoint", *(str(facts["checkpoint"]) for facts in columns.values())])
     for key, label in (("bits_per_byte", "bits per byte"), ("loss", "loss"), ("perplexity", "perplexity")):
@@ -83,7 +83,9 @@ def checkpoint_rows(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[l
 def task_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Return a header and a row for each metric of each task. Each column holds the scores of one model."""
     rows = [["task", *columns]]
-    names = dict.fromkeys((task, metric) for tasks in columns.values() for task in tasks for metric in tasks[task]["metrics"])
+    names = dict.fromkeys(
+        (task, metric) for tasks in columns.values() for task in tasks for metric in tasks[task]["metrics"]
+    )
     for task, metric in names:
         cells = []
         for tasks in columns.values():
@@ -102,7 +104,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of cells as lines, with the first column on the left and the others on the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
-        "  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
     ]
 
