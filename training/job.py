@@ -56,6 +56,7 @@ class Job:
         check_inputs: called before a new run is opened; raises RequestError if the run's inputs are damaged.
         init_weights: initializes the fp32 model's weights, including only the routed experts in the given range.
         notice: a line to print before the first step; may be empty.
+        earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets.
     """
 
     run: TrainingRun
@@ -67,6 +68,7 @@ class Job:
     check_inputs: Callable[[], object]
     init_weights: Callable[[torch.nn.Module, range], None]
     notice: str = ""
+    earlier_validation: Sequence[Batch] = ()
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         objective=Objective(recipe.model, train),
         data=data,
         validation=job.validation,
+        earlier_validation=job.earlier_validation,
         balancer=balancer,
         saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),
         stop=stop,

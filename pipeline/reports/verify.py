@@ -48,7 +48,7 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
     stages = [stage for stage in ("pretrain", *layout.finetuned()) if layout.training(stage).exists()]
     if recipe.task == "language_modeling" and layout.examples.exists():
         # A folder per fine-tuning stage.
-        existing["examples"] = sorted(path.parent for path in layout.examples.glob(f"*/{manifest.NAME}"))
+        existing["examples"] = [path for path in sorted(layout.examples.glob("[!.]*")) if path.name != "previous"]
     if not any(existing.values()) and not stages:
         raise RequestError(f"{layout.data} has no artefact: run `{command_hints.make('data', recipe_path)}` first")
     intact: list[str] = []

@@ -14,11 +14,15 @@ from configs.schema.finetune import FinetuneSection
 from configs.schema.train import ScheduleSection, TrainSection
 from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights, require_checkpoint
+from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.export.weights import load_weights
 from training.job import Job, run_job
 from training.runs import finetune_run, finished_checkpoint, next_run
+
+#: Minimum number of windows of pretraining's validation text that measure what fine-tuning forgets.
+_LEAST_WINDOWS = 16
 
 
 def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int:
@@ -43,6 +47,9 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     start = finished_checkpoint(layout.training(recipe.start_of(section)))
     assert start is not None, "finetune_run refuses to start from a stage that is not finished"
     weights = start[0]
+    windows = validation_windows(recipe, layout, mark_samples=train.mask_documents)
+    # As many tokens as the held-out examples have, so that measuring both costs about the same.
+    count = max(_LEAST_WINDOWS, -(-held_out.tokens // windows.context_length))
     job = Job(
         run=run,
         train=train,
@@ -50,6 +57,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         micro_batch=micro_batch,
         data=ExampleData(examples, section.batch_examples, recipe.run.seed),
         validation=held_out.in_order(micro_batch),
+        earlier_validation=windows.spread(count, recipe.micro_batch),
         check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
     )

@@ -26,6 +26,11 @@ class ChatExamples(Examples):
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all examples, without padding."""
+        return int(self._ids.lengths(np.arange(len(self))).sum())
+
     def read(self, indices: Indices) -> Batch:
         """Return the examples at the given indices, with labels shifted one position to the left."""
         labels = self._labels.padded(indices, IGNORED)[:, 1:]

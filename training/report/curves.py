@@ -64,7 +64,12 @@ def loss_figure(
     if len(where):
         label = f"validation, last {held_out[-1]:.3f}"
         axes.plot(where, held_out, "o-", color=COLORS[1], markersize=4, linewidth=1, label=label)
-    _limit_loss(axes, losses, np.concatenate([averages, held_out, list((baselines or {}).values())]))
+    where, earlier = column(metrics.get("validation", []), "pretraining_loss")
+    earlier = earlier * scale.validation
+    if len(where):
+        label = f"pretraining's validation text, {earlier[0]:.3f} to {earlier[-1]:.3f}"
+        axes.plot(where, earlier, "s--", color=COLORS[2], markersize=4, linewidth=1, label=label)
+    _limit_loss(axes, losses, np.concatenate([averages, held_out, earlier, list((baselines or {}).values())]))
     _draw_baselines(axes, baselines or {})
     axes.set(xlabel="step", ylabel=f"loss ({scale.label})", title=f"Loss, {scale.label}")
     _integer_steps(axes)

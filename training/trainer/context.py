@@ -51,6 +51,8 @@ class TrainingContext:
         global_batch: samples per optimizer step.
         flops_per_token: training FLOPs per token, forward and backward.
         start_step: optimizer steps already done; 0 unless the run resumes from a checkpoint.
+        earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets; the same on
+            every rank, and empty in pretraining.
         restored: the ``state`` saved in that checkpoint; empty if the run does not resume.
     """
 
@@ -67,4 +69,5 @@ class TrainingContext:
     global_batch: int
     flops_per_token: float
     start_step: int = 0
+    earlier_validation: Sequence[Batch] = ()
     restored: Mapping[str, Any] = field(default_factory=dict)

@@ -34,7 +34,11 @@ class MetricsCallback(Callback):
         self._bar: tqdm | None = None
 
     def on_train_begin(self) -> None:
-        if not self._context.ranks.first:
+        self._open()
+
+    def _open(self) -> None:
+        """Open the files and the progress bar, unless they are open. Rank 0 only; other ranks log nothing."""
+        if not self._context.ranks.first or self._bar is not None:
             return
         from training.trainer.callbacks.tensorboard import TensorBoardWriter
 
@@ -89,6 +93,7 @@ class MetricsCallback(Callback):
 
         The record must contain ``kind`` and ``step``; the time is added here.
         """
+        self._open()  # a callback that comes earlier may write before the first step
         step, now = record["step"], datetime.now(UTC).isoformat(timespec="milliseconds")
         line = orjson.dumps({**record, "time": now}) + b"\n"
         self._lines.write(step, lambda lines: lines.add(line))

@@ -1,5 +1,10 @@
-"""Measures the validation loss during and after training, with the batches split across ranks."""
+"""Measures the validation loss during and after training, with the batches split across ranks.
 
+Fine-tuning also measures the loss on pretraining's validation text, before the first step too: its increase is what the
+model has forgotten.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,12 +19,20 @@ from training.trainer.context import TrainingContext
 
 
 class ValidationCallback(Callback):
-    """Measures the mean loss over ``context.validation`` every ``train.eval_every`` steps and after the last step."""
+    """Measures the mean loss over ``context.validation`` every ``train.eval_every`` steps and after the last step.
+
+    With ``context.earlier_validation``, it does so before the first step as well, and over those batches too.
+    """
 
     def __init__(self, context: TrainingContext, metrics: MetricsCallback) -> None:
         self._context, self._metrics = context, metrics
-        self._batches = _share(context)
+        self._batches = _share(context, context.validation)
+        self._earlier_batches = _share(context, context.earlier_validation)
         self._last_step, self._loss = -1, 0.0
+
+    def on_train_begin(self) -> None:
+        if self._earlier_batches and not self._context.start_step:
+            self._validate(0)
 
     def on_step_end(self, result: StepResult) -> None:
         every = self._context.train.eval_every
@@ -33,32 +46,40 @@ class ValidationCallback(Callback):
         """Return the validation loss at a step, or None if that step is not the most recently validated step."""
         return self._loss if step == self._last_step else None
 
-    @torch.no_grad()
     def _validate(self, step: int) -> None:
         if not self._batches or step == self._last_step:
             return
-        self._last_step = step
+        self._last_step, self._loss = step, self._mean_loss(self._batches)
+        record = {"kind": "validation", "step": step, "loss": self._loss}
+        message = f"step {step}: validation loss {self._loss:.4f}"
+        if self._earlier_batches:
+            record["pretraining_loss"] = self._mean_loss(self._earlier_batches)
+            message += f", on pretraining's text {record['pretraining_loss']:.4f}"
+        if self._context.ranks.first:
+            self._metrics.write(record)
+            log(message)
+
+    @torch.no_grad()
+    def _mean_loss(self, batches: Sequence[Batch]) -> float:
+        """Return the mean loss per target over all ranks' batches. Collective."""
         engine, ranks = self._context.engine, self._context.ranks
         engine.eval()
         sums = torch.zeros(2, dtype=torch.float64)
-        for batch in self._batches:
+        for batch in batches:
             loss, targets = self._context.objective.cross_entropy(engine, batch.to(ranks.device))
             sums += torch.stack([loss.cpu().double(), targets.cpu().double()])
         engine.train()
         sum_over_ranks(sums)
-        self._loss = float(sums[0] / sums[1])
-        if ranks.first:
-            self._metrics.write({"kind": "validation", "step": step, "loss": self._loss})
-            log(f"step {step}: validation loss {self._loss:.4f}")
+        return float(sums[0] / sums[1])
 
 
-def _share(context: TrainingContext) -> list[Batch]:
+def _share(context: TrainingContext, all_batches: Sequence[Batch]) -> list[Batch]:
     """Return this rank's batches.
 
     Under expert parallelism every forward pass is a collective, so every rank needs the same number of batches. Ranks
     that would be one batch short get a batch without targets.
     """
-    ranks, batches = context.ranks, list(context.validation)
+    ranks, batches = context.ranks, list(all_batches)
     while len(batches) % ranks.size:
         batches.append(replace(batches[0], labels=torch.full_like(batches[0].labels, IGNORED)))
     return batches[ranks.rank :: ranks.size]

@@ -227,7 +227,7 @@ def test_examples(tmp_path):
     os.utime(path, ns=PAST)
     options = ("finetune.examples.kind=instructions", f"finetune.examples.path={path}")
     run_recipe = recipe(tmp_path, *options)
-    folder = RunLayout.of(run_recipe).examples
+    folder = RunLayout.of(run_recipe).examples_of("sft")
     with open_stage("examples", folder, {}, instructions.fingerprints(str(path), SourceDigests(folder))) as stage:
         stage.publish({}, {})
     assert not verify(run_recipe, "r.yaml")[1]
