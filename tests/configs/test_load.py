@@ -62,7 +62,7 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["tokenizer.kind=characters", "tokenizer.path=a"], ["path (a): kind=huggingface and kind=run need a path"]),
         (["run.name=../elsewhere"],
          ["run.name: '../elsewhere' is not valid: use letters, digits, ", "; examples: owt-0.5b"]),
-        (["model.seed=1"], ["unknown key model.seed; there is run.seed and generate.seed"]),
+        (["model.seed=1"], ["unknown key model.seed; there is run.seed and evaluate.seed and generate.seed"]),
         (["data.source.count=1"], ["unknown key data.source.count; keys of data.source are "]),
         (["moddel.hidden_size=1"], ["unknown key moddel; the nearest key is model"]),
         (["stuff.hidden_size=1"], ["unknown key stuff; sections are "]),

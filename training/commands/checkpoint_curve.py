@@ -49,7 +49,7 @@ def evaluate_checkpoints(recipe: Recipe) -> int:
             log.begin(stage, fingerprint.of_value(read_identity(folder)))
             for checkpoint in checkpoints(folder):
                 weights = _usable(layout, checkpoint)
-                if weights is None or log.has(stage, weights):
+                if weights is None or log.has(stage, checkpoint.name, weights):
                     continue
                 measure = measure or _measuring(recipe, layout, sources, work, tokens.counts["validation"]["bytes"])
                 log.add(stage, weights, measure(stage, checkpoint))
@@ -80,8 +80,9 @@ class _Log:
         """Return the results of a stage's checkpoints, in the order of their steps."""
         return sorted(self._stages[stage]["checkpoints"], key=lambda row: int(row["step"]))
 
-    def has(self, stage: str, weights: str) -> bool:
-        return any(row["weights"] == weights for row in self._stages[stage]["checkpoints"])
+    def has(self, stage: str, checkpoint: str, weights: str) -> bool:
+        rows = self._stages[stage]["checkpoints"]
+        return any((row["checkpoint"], row["weights"]) == (checkpoint, weights) for row in rows)
 
     def add(self, stage: str, weights: str, facts: dict[str, Any]) -> None:
         """Add a checkpoint's results, and save all results."""

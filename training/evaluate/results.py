@@ -58,15 +58,16 @@ class Evaluation:
         self._device = best_device(recipe)
         self._tokenizer = load_tokenizer(layout.tokenizer)
         self._loaded: tuple[Path, Any] | None = None
-        self._folders = task_files.folders(recipe.evaluate, battery)
         for name in sources:
             self._text(name)
         if tasks := recipe.evaluate.tasks:
-            if battery in self._folders:
+            folders = task_files.folders(recipe.evaluate, battery)
+            if battery in folders:
                 write_battery(battery, recipe, layout, self._tokenizer)
-            from training.evaluate.harness.run import load_tasks
+            # lm-eval is an optional package, and takes a second to import.
+            from training.evaluate.harness.run import Tasks
 
-            load_tasks(tasks, self._folders)
+            self._tasks = Tasks(tasks, folders)
 
     def run(self, checkpoints: Mapping[str, Path], text_bytes: int) -> Facts:
         """Return the contents of ``evaluation.json``.
@@ -98,7 +99,7 @@ class Evaluation:
         facts |= self._validation(f"{stage} {checkpoint.name}", checkpoint, text_bytes)
         facts.pop("experts")
         facts["texts"] = {name: self._text_loss(name, checkpoint) for name in self._sources}
-        return facts | ({"tasks": self._tasks(stage, checkpoint)} if self._recipe.evaluate.tasks else {})
+        return facts | ({"tasks": self._scores(stage, checkpoint)} if self._recipe.evaluate.tasks else {})
 
     def _stage(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
         facts = {"checkpoint": checkpoint.name, "step": _step(checkpoint)}
@@ -108,7 +109,7 @@ class Evaluation:
             for name in self._sources
         }
         if self._recipe.evaluate.tasks:
-            facts["tasks"] = self._once(f"{stage}-tasks", lambda: self._tasks(stage, checkpoint))
+            facts["tasks"] = self._once(f"{stage}-tasks", lambda: self._scores(stage, checkpoint))
         if stage == "pretrain":
             return facts
         facts.pop("experts")
@@ -155,20 +156,13 @@ class Evaluation:
         text_bytes = len(self._decoded(folder, texts.SPLIT, limit)) if cut else counts["bytes"]
         return {"documents": counts["documents"], **loss_facts(measured, text_bytes)}
 
-    def _tasks(self, stage: str, checkpoint: Path) -> Facts:
+    def _scores(self, stage: str, checkpoint: Path) -> Facts:
         from training.evaluate.harness.language_model import MillraceLM
-        from training.evaluate.harness.run import run_tasks
 
         section = self._recipe.evaluate
         length = self._recipe.model.max_seq_len or self._recipe.train.context_length
-        return run_tasks(
-            MillraceLM(self._model(checkpoint), self._tokenizer, length, section.batch),
-            section.tasks,
-            self._folders,
-            shots=section.shots,
-            limit=section.limit,
-            chat=section.chat and stage != "pretrain",
-        )
+        model = MillraceLM(self._model(checkpoint), self._tokenizer, length, section.batch)
+        return self._tasks.run(model, section.shots, section.limit, chat=section.chat and stage != "pretrain")
 
     def _answers(self, stage: str, checkpoint: Path, when: str) -> Facts:
         """Measure a model's loss on a stage's held-out answers. ``when`` labels the progress bar."""

@@ -144,8 +144,8 @@ def _read_shared(
     for batch in _batches(several, lambda row: max(len(row[1]) - 1, lengths[row[0]] // _MOST_CACHED), batch_tokens):
         numbers = [number for number, _ in batch]
         read = [list(one[:-1]) for _, one in batch]
-        longest = max(map(len, read))
-        cache = contexts.select(numbers, max(lengths[number] for number in numbers) + longest)
+        new_tokens = max(map(len, read))
+        cache = contexts.select(numbers, max(lengths[number] for number in numbers) + new_tokens)
         hidden_BTD = model.hidden(_padded(model, read), cache=cache)
         # The context's last position predicts the first token.
         hidden_BTD = torch.cat((last_BD[numbers][:, None], hidden_BTD), dim=1)

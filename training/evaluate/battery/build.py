@@ -74,19 +74,19 @@ def _tasks(recipe: Recipe, layout: RunLayout, tokenizer: Tokenizer) -> list[_Tas
     texts = list(_held_out(layout, tokenizer))
     passages = Passages(texts, tokenizer, recipe.train.context_length)
 
-    def asked(name: str, make: Callable[..., Iterator[Example]], *more: Any) -> _Task:
+    def task(name: str, make: Callable[..., Iterator[Example]], *more: Any) -> _Task:
         # Each task has its own generator, so that none depends on the others.
         rng = np.random.default_rng([seed, *name.encode()])
         return _Task(f"{NAME}_{name}", lambda: make(rng, _EXAMPLES, *more))
 
     return [
         _Task(f"{NAME}_text", lambda: ({"text": text} for text in texts[:_EXAMPLES])),
-        asked("cloze", questions.cloze, passages),
-        asked("continuation", questions.continuation, passages),
-        asked("needle", questions.needle, passages),
-        asked("copy", questions.copy, passages),
-        asked("arithmetic", questions.arithmetic),
-        asked("pydocs", questions.documentation, passages, _documentation(recipe)),
+        task("cloze", questions.cloze, passages),
+        task("continuation", questions.continuation, passages),
+        task("needle", questions.needle, passages),
+        task("copy", questions.copy, passages),
+        task("arithmetic", questions.arithmetic),
+        task("pydocs", questions.documentation, passages, _documentation(recipe)),
     ]
 
 

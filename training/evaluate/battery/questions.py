@@ -23,24 +23,7 @@ _COPIED_WORD = re.compile(r"[a-z]{3,8}")
 _LEAST_PASSAGE, _MOST_PASSAGE, _CONTINUATION = 8, 60, 8
 #: Tokens kept free for a question or an answer after a passage.
 _RESERVED = 48
-_NAMES = [
-    "Alice",
-    "Bruno",
-    "Clara",
-    "David",
-    "Elena",
-    "Frank",
-    "Grace",
-    "Henry",
-    "Irene",
-    "James",
-    "Karen",
-    "Louis",
-    "Maria",
-    "Nadia",
-    "Oscar",
-    "Paula",
-]
+_NAMES = ("Alice", "Bruno", "Clara", "David", "Elena", "Frank", "Grace", "Henry", "Irene", "James", "Karen", "Louis")
 
 
 class Passages:
@@ -178,12 +161,12 @@ def documentation(
     rng: Generator, count: int, passages: Passages, documents: Callable[[], Sequence[Document]]
 ) -> Iterator[Example]:
     """Yield questions about functions of Python's standard library, with the answers to other questions."""
-    asked = [one for one in questions(documents(), frozenset(), 0, {}) if passages.fits(one.question + one.answer)]
-    for index in rng.permutation(len(asked))[: count if len(asked) > _CHOICES else 0]:
-        others = [asked[i].answer for i in rng.choice(len(asked), _CHOICES, replace=False) if i != index]
+    answerable = [one for one in questions(documents(), frozenset(), 0, {}) if passages.fits(one.question + one.answer)]
+    for index in rng.permutation(len(answerable))[: count if len(answerable) > _CHOICES else 0]:
+        others = [answerable[i].answer for i in rng.choice(len(answerable), _CHOICES, replace=False) if i != index]
         yield {
-            "context": f"Question: {asked[index].question}\nAnswer:",
-            **_shuffled(rng, asked[index].answer, others[: _CHOICES - 1]),
+            "context": f"Question: {answerable[index].question}\nAnswer:",
+            **_shuffled(rng, answerable[index].answer, others[: _CHOICES - 1]),
         }
 
 
