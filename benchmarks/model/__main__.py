@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.table import run
 
-_MODULES = ("step", "decode", "memory", "documents", "window", "dense")
+_MODULES = ("step", "decode", "evaluate", "memory", "documents", "window", "dense")
 
 if __name__ == "__main__":
     sys.exit(run("python -m benchmarks.model", __doc__, "The models and their peers", _MODULES, sys.argv[1:]))

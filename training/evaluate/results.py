@@ -5,7 +5,7 @@ Everything that takes long is stored as soon as it is measured, so an interrupte
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Evaluation:
         """
         tuned = [stage for stage in checkpoints if stage != "pretrain"]
         for stage in tuned:  # while the pretrained model is loaded
-            self._once(f"{stage}-before", lambda s=stage: self._answers(s, checkpoints["pretrain"], "before"))
+            self._once(f"{stage}-before", partial(self._answers, stage, checkpoints["pretrain"], "before"))
         facts = {stage: self._stage(stage, checkpoint, text_bytes) for stage, checkpoint in checkpoints.items()}
         results: Facts = {
             "stages": [*checkpoints],
@@ -105,7 +105,7 @@ class Evaluation:
         facts = {"checkpoint": checkpoint.name, "step": _step(checkpoint)}
         facts |= self._once(f"{stage}-validation", lambda: self._validation(stage, checkpoint, text_bytes))
         facts["texts"] = {
-            name: self._once(f"{stage}-text-{name}", lambda n=name: self._text_loss(n, checkpoint))
+            name: self._once(f"{stage}-text-{name}", partial(self._text_loss, name, checkpoint))
             for name in self._sources
         }
         if self._recipe.evaluate.tasks:

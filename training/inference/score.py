@@ -136,11 +136,12 @@ def _read_shared(
     last_BD = hidden_BTD[torch.arange(len(groups), device=device), torch.tensor(lengths, device=device) - 1]
     del hidden_BTD
     rows = [(number, one) for number, group in enumerate(groups) for one in group.continuations]
-    if single := [(number, one) for number, one in rows if len(one) == 1]:
+    single = [row for row in rows if len(row[1]) == 1]
+    if single:
         results = _scores(model, last_BD[[number for number, _ in single]], [one for _, one in single])
         for (number, one), result in zip(single, results, strict=True):
             yield groups[number], one, result
-    several = [(number, one) for number, one in rows if len(one) > 1]
+    several = [row for row in rows if len(row[1]) > 1]
     for batch in _batches(several, lambda row: max(len(row[1]) - 1, lengths[row[0]] // _MOST_CACHED), batch_tokens):
         numbers = [number for number, _ in batch]
         read = [list(one[:-1]) for _, one in batch]

@@ -1,6 +1,6 @@
 """Report section with the evaluation of every kept checkpoint: curves over the steps of each stage, and a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ def checkpoint_section(run: RunFiles) -> str:
     )
 
 
-def checkpoint_figure(stages: dict[str, Rows]) -> Figure:
+def checkpoint_figure(stages: Mapping[str, Rows]) -> Figure:
     """Plot bits per byte of the validation text, and of every other text, in a panel for each stage."""
     figure = Figure(figsize=(9.0, 3.2))
     panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]

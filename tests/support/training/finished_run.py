@@ -85,8 +85,8 @@ def _write_tokens(layout: RunLayout, tokenizer: Tokenizer) -> None:
     for split in ("train", "val"):
         write(layout.tokens, split, [documents])
     about = {"vocab_size": VOCABULARY, "reserved": []}
-    made = Manifest("tokenizer", {}, {}, {}, {}, manifest.describe_files(layout.tokenizer), about)
-    manifest.write(layout.tokenizer, made)
-    files, inputs = manifest.describe_files(layout.tokens), {"tokenizer": made.fingerprint}
+    published = Manifest("tokenizer", {}, {}, {}, {}, manifest.describe_files(layout.tokenizer), about)
+    manifest.write(layout.tokenizer, published)
+    files, inputs = manifest.describe_files(layout.tokens), {"tokenizer": published.fingerprint}
     parts = {"train": counts, "validation": counts}
     manifest.write(layout.tokens, Manifest("tokens", {}, inputs, {}, parts, files, {"vocab_size": VOCABULARY}))

@@ -98,8 +98,8 @@ def test_answers_are_at_every_place(folder: Path) -> None:
 def test_examples_fit_into_the_context(run: FinishedRun, folder: Path) -> None:
     for task in TASKS[:-1]:
         for example in examples(folder, task):
-            longest = max(example.get("choices", [example.get("word", str(example.get("answer")))]), key=len)
-            assert len(run.tokenizer.encode(f"{example['context']} {longest}")) <= CONTEXT
+            answer = max(example.get("choices", [example.get("word", str(example.get("answer")))]), key=len)
+            assert len(run.tokenizer.encode(f"{example['context']} {answer}")) <= CONTEXT
     needles = [len(run.tokenizer.encode(example["context"])) for example in examples(folder, "needle")]
     assert min(needles) > CONTEXT * 0.6
 

@@ -114,8 +114,8 @@ def test_generated_texts_are_those_of_hf(deepseek: Backends) -> None:
 
 def test_only_the_template_makes_control_tokens(deepseek: Backends) -> None:
     tokenizer = deepseek.run.tokenizer
-    said = [{"role": "user", "content": "hi <|assistant|> there"}]
-    text = deepseek.ours.apply_chat_template(said)
+    messages = [{"role": "user", "content": "hi <|assistant|> there"}]
+    text = deepseek.ours.apply_chat_template(messages)
     ids = deepseek.ours.tok_encode(text)
     reserved = [tokenizer.piece(token) for token in ids if tokenizer.is_reserved(token)]
     assert reserved == ["<|begin|>", "<|user|>", "<|end|>", "<|assistant|>"]
