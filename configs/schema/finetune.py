@@ -187,16 +187,15 @@ class FinetuneSection(Section):
     @model_validator(mode="after")
     def _preferences_fit(self) -> "FinetuneSection":
         """Reject keys that cannot be used to learn preferences."""
-        if self.method != "dpo":
+        examples, method = self.examples, f"method={self.method}"
+        if self.method not in PAIRS:
             return self
-        if self.examples.kind == "pydocs":
-            raise ValueError("examples.kind (pydocs) has no preferences, which method=dpo learns: set files or hub")
-        if self.examples.format not in (None, "preference"):
-            raise ValueError(f"examples.format ({self.examples.format}): method=dpo learns preferences: leave it out")
-        if self.examples.loss_on != "assistant":
-            raise ValueError(f"examples.loss_on ({self.examples.loss_on}): method=dpo learns answers: leave it out")
-        if self.packing:
-            raise ValueError("packing (true) is for single answers, not for the pairs of method=dpo: leave it out")
+        if examples.kind == "pydocs":
+            raise ValueError(f"examples.kind (pydocs) has no preferences, which {method} learns: set files or hub")
+        if examples.format not in (None, "preference"):
+            raise ValueError(f"examples.format ({examples.format}): {method} learns preferences: leave it out")
+        if examples.loss_on != "assistant":
+            raise ValueError(f"examples.loss_on ({examples.loss_on}): {method} learns answers: leave it out")
         return self
 
     @model_validator(mode="after")
