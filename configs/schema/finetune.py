@@ -186,22 +186,23 @@ class FinetuneSection(Section):
     @model_validator(mode="after")
     def _preferences_fit(self) -> "FinetuneSection":
         """Reject keys that cannot be used to learn preferences."""
-        made = self.examples.rejected is not None
+        examples, method = self.examples, f"method={self.method}"
+        made = examples.rejected is not None
         if self.method not in PAIRS:
             if made:
                 raise ValueError("examples.rejected is read with method=dpo only: leave it out, or set method=dpo")
             return self
-        if self.examples.kind == "pydocs" and not made:
+        if examples.kind == "pydocs" and not made:
             raise ValueError(
-                "examples.kind (pydocs) has no preferences, which method=dpo learns: set files or hub, or "
+                f"examples.kind (pydocs) has no preferences, which {method} learns: set files or hub, or "
                 "examples.rejected=verbose"
             )
-        if self.examples.format not in (None, "preference") and not made:
-            raise ValueError(f"examples.format ({self.examples.format}): method=dpo learns preferences: leave it out")
-        if self.examples.loss_on != "assistant":
-            raise ValueError(f"examples.loss_on ({self.examples.loss_on}): method=dpo learns answers: leave it out")
+        if examples.format not in (None, "preference") and not made:
+            raise ValueError(f"examples.format ({examples.format}): {method} learns preferences: leave it out")
+        if examples.loss_on != "assistant":
+            raise ValueError(f"examples.loss_on ({examples.loss_on}): {method} learns answers: leave it out")
         if self.packing:
-            raise ValueError("packing (true) is for single answers, not for the pairs of method=dpo: leave it out")
+            raise ValueError(f"packing (true) is for single answers, not for the pairs of {method}: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
 from configs.schema.examples import ExamplesSection
-from configs.schema.finetune import FinetuneSection
+from configs.schema.finetune import PAIRS, FinetuneSection
 from pipeline import parallel
 from pipeline.document import id_prefix
 from pipeline.examples import conversations, reading
@@ -99,7 +99,7 @@ def _recorded(section: ExamplesSection, template: ChatTemplate) -> dict[str, Any
 
 
 def _learns_preferences(section: FinetuneSection) -> bool:
-    return section.method == "dpo"
+    return section.method in PAIRS
 
 
 def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[list[Example], dict[str, Any]]:

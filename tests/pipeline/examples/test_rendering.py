@@ -246,7 +246,7 @@ def test_rejected_answers_are_made_from_single_answers(root):
             r"format=preference needs chosen and rejected, but records\d+.jsonl has the fields prompt",
         ),
         (_pairs(), ("finetune.examples.format=text",), r"examples.format \(text\): method=dpo learns preferences"),
-        (_pairs(), ("finetune.packing=true",), r"packing \(true\) is for single answers"),
+        (_pairs(), ("finetune.packing=true",), r"packing \(True\) is not read with method=dpo"),
         (_pairs(), ("finetune.examples.kind=pydocs", "finetune.examples.path=null"), r"\(pydocs\) has no preferences"),
         (_pairs(), ("finetune.examples.loss_on=all",), r"examples.loss_on \(all\): method=dpo learns answers"),
     ],
