@@ -187,17 +187,17 @@ class FinetuneSection(Section):
     def _preferences_fit(self) -> "FinetuneSection":
         """Reject keys that cannot be used to learn preferences."""
         examples, method = self.examples, f"method={self.method}"
-        made = examples.rejected is not None
+        makes_pairs = examples.rejected is not None
         if self.method not in PAIRS:
-            if made:
+            if makes_pairs:
                 raise ValueError("examples.rejected is read with method=dpo only: leave it out, or set method=dpo")
             return self
-        if examples.kind == "pydocs" and not made:
+        if examples.kind == "pydocs" and not makes_pairs:
             raise ValueError(
                 f"examples.kind (pydocs) has no preferences, which {method} learns: set files or hub, or "
                 "examples.rejected=verbose"
             )
-        if examples.format not in (None, "preference") and not made:
+        if examples.format not in (None, "preference") and not makes_pairs:
             raise ValueError(f"examples.format ({examples.format}): {method} learns preferences: leave it out")
         if examples.loss_on != "assistant":
             raise ValueError(f"examples.loss_on ({examples.loss_on}): {method} learns answers: leave it out")

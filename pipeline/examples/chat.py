@@ -109,7 +109,7 @@ def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[l
     normalizer = Normalizer(recipe.data.clean.unicode, recipe.data.clean.fix_text)
     if section.examples.kind == "pydocs":
         examples = _about_functions(recipe, normalizer.text, losses.dropped)
-        counts = {"candidates": len(examples) + sum(losses.dropped.values())}
+        counts: dict[str, Any] = {"candidates": len(examples) + sum(losses.dropped.values())}
         return _with_rejected(examples, section.examples, losses), counts
     bad = BadInputs(hints={**reading.HINTS, **conversations.HINTS})
     reads_pairs = _learns_preferences(section) and section.examples.rejected is None

@@ -223,7 +223,7 @@ def test_long_preferences_are_dropped_or_cut(root):
         assert len(rows) == rows_left and published.counts["dropped"] == dropped
 
 
-def test_rejected_answers_are_made_from_single_answers(root):
+def test_rejected_answers_from_single_answers(root):
     records = [{"instruction": f"Say number {n}.", "output": f"Number {n}."} for n in range(40)]
     records.append({"text": "No question."})
     more = ("finetune.method=dpo", "finetune.examples.rejected=verbose", "data.max_bad_fraction=0.5")
