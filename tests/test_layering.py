@@ -29,6 +29,7 @@ LAYERS = (
     ("pipeline.__main__",),
     ("training.runs",),
     (
+        "training.adapter_names",
         "training.block_sizes",
         "training.layers.cross_entropy",
         "training.layers.masks",
@@ -88,6 +89,7 @@ NEVER_REACHES = {
     "training.export": ("training.trainer",),
     "training.compare": ("training.trainer",),
     "training.runs": ("torch",),
+    "training.adapter_names": ("torch",),
     "training.block_sizes": ("torch",),
     "training.report": ("torch",),
     "training.estimate": ("torch",),
@@ -95,10 +97,11 @@ NEVER_REACHES = {
 }
 #: All that a package may reach of ``training``, apart from itself.
 REACHES_OF_TRAINING: dict[str, tuple[str, ...]] = {
-    "launch": ("training.estimate", "training.runs", "training.block_sizes"),
-    "training.estimate": ("training.block_sizes",),
+    "launch": ("training.estimate", "training.runs", "training.block_sizes", "training.adapter_names"),
+    "training.estimate": ("training.block_sizes", "training.adapter_names"),
     "training.report": (),
     "training.runs": (),
+    "training.adapter_names": (),
     "training.block_sizes": (),
     "training.distributed": (),
 }

@@ -18,7 +18,7 @@ from training.evaluate.baselines import bigram_nats, compressed_bytes
 from training.evaluate.loss import Measured, measure
 from training.evaluate.preferences import evaluate_preferences
 from training.inference.completion import complete
-from training.model_loading import best_device, load_model
+from training.model_loading import best_device, chat_template_of, load_model
 from training.objective import Objective
 from training.runs import finished_checkpoint
 
@@ -87,7 +87,8 @@ def evaluate_run(
             "bits_per_byte": tuned.bits_per_byte(text_bytes),
         }
     if recipe.generate.prompt:
-        completion = "".join(complete(recipe, model, tokenizer))
+        template = chat_template_of([pretrained, *finetuned.values()][-1], tokenizer)
+        completion = "".join(complete(recipe, model, tokenizer, template=template))
         results["samples"] = [{"prompt": recipe.generate.prompt, "completion": completion}]
     return results
 

@@ -87,7 +87,10 @@ def chunked_cross_entropy_sum(
     The forward pass also computes the gradients, chunk by chunk, as in Liger (arXiv 2410.10989).
     """
     needs_grad = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
-    loss: torch.Tensor = _ChunkedCrossEntropySum.apply(hidden_MD, weight_VD, labels_M, needs_grad, operations)
+    trains_head = needs_grad and weight_VD.requires_grad
+    loss: torch.Tensor = _ChunkedCrossEntropySum.apply(
+        hidden_MD, weight_VD, labels_M, needs_grad, trains_head, operations
+    )
     return loss
 
 
@@ -99,6 +102,7 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
         weight_VD: torch.Tensor,
         labels_M: torch.Tensor,
         needs_grad: bool,
+        trains_head: bool,
         operations: ChunkOperations,
     ) -> torch.Tensor:
         ctx.spent = False
@@ -119,21 +123,24 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
             # Divide the narrow [rows, D] tensors by the sums, not the wide [rows, V] ones.
             factor = kept[:, None] / sums
             torch.mul(operations.product(softmax, weight_VD.t()), factor, out=dhidden_MD[piece])
-            dweight_VD = operations.add_product(dweight_VD, softmax, (hidden * factor).to(hidden.dtype))
+            if trains_head:
+                dweight_VD = operations.add_product(dweight_VD, softmax, (hidden * factor).to(hidden.dtype))
             del logits, softmax  # otherwise they would stay alive alongside the next chunk's logits
         if dhidden_MD is not None:
-            dweight_VD = torch.zeros_like(weight_VD) if dweight_VD is None else dweight_VD.to(weight_VD.dtype)
+            if trains_head:
+                dweight_VD = torch.zeros_like(weight_VD) if dweight_VD is None else dweight_VD.to(weight_VD.dtype)
             ctx.save_for_backward(dhidden_MD, dweight_VD)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.spent:
             raise RuntimeError("backward was called twice on this loss: its gradients were released by the first call")
         ctx.spent = True
         dhidden_MD, dweight_VD = ctx.saved_tensors
-        return dhidden_MD.mul_(upstream[0]), dweight_VD.mul_(upstream[0]), None, None, None
+        dweight_VD = None if dweight_VD is None else dweight_VD.mul_(upstream[0])
+        return dhidden_MD.mul_(upstream[0]), dweight_VD, None, None, None, None
 
 
 def chunked_token_cross_entropy(

@@ -91,14 +91,18 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
 
 
 def _events(metrics: Metrics) -> str:
-    """Return the number and steps of loss spikes and of skipped steps, each as a sentence."""
+    """Return the number and steps of loss spikes and of skipped steps, and the early end, each as a sentence."""
     names = {"spike": "Loss spikes", "skipped": "Steps skipped because the loss or gradient was not finite"}
+    stops = [event for event in metrics["event"] if event["event"] == "early_stop"]
     sentences = []
     for kind, name in names.items():
         steps = [event["step"] for event in metrics["event"] if event["event"] == kind]
         if steps:
             shown = ", ".join(map(str, steps[:_EVENTS])) + (", …" if len(steps) > _EVENTS else "")
             sentences.append(f"{name}: {len(steps)}, at step {shown}.")
+    if stops:
+        step, lowest = stops[-1]["step"], stops[-1]["lowest_step"]
+        sentences.append(f"Training ended early, at step {step}. The validation loss was lowest at step {lowest}.")
     return " ".join(sentences)
 
 

@@ -41,6 +41,17 @@ class Objective(Protocol):
         ...
 
 
+class Sampler(Protocol):
+    """Completes fixed prompts with the model in training."""
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+
+    def complete(self, engine: Any, ranks: Ranks) -> list[str]:
+        """Return each prompt's completion. Collective. The engine must be in evaluation mode."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingContext:
     """One training run on one rank.
@@ -62,6 +73,8 @@ class TrainingContext:
         earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets; the same on
             every rank, and empty in pretraining.
         restored: the ``state`` saved in that checkpoint; empty if the run does not resume.
+        keep_best: whether later steps use the checkpoint with the lowest validation loss, rather than the last one.
+        sampler: completes ``train.samples``; None if the recipe has none.
     """
 
     run: TrainingRun
@@ -79,3 +92,5 @@ class TrainingContext:
     start_step: int = 0
     earlier_validation: Sequence[Batch] = ()
     restored: Mapping[str, Any] = field(default_factory=dict)
+    keep_best: bool = False
+    sampler: Sampler | None = None

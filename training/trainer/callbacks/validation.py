@@ -39,11 +39,13 @@ class ValidationCallback(Callback):
             self._validate(0)
 
     def on_step_end(self, result: StepResult) -> None:
-        every = self._context.train.eval_every
-        if every and result.step % every == 0:
+        train = self._context.train
+        # The last step is validated here, so that its checkpoint records the loss.
+        if result.step == train.steps or (train.eval_every and result.step % train.eval_every == 0):
             self._validate(result.step)
 
     def on_train_end(self, step: int) -> None:
+        """Validate again if the run resumed after its last step, because its record may have been lost."""
         self._validate(step)
 
     def loss_at(self, step: int) -> float | None:
