@@ -32,7 +32,12 @@ def record(row: dict[str, str], generator: random.Random) -> dict[str, str]:
 def test_held_out_pairs_are_ranked_and_pretraining_is_kept(tmp_path: Path, loss: list[str]) -> None:
     words = ["--recipe", str(RECIPE), f"run.root={tmp_path}", "launch.processes=1", "train.steps=200"]
     words += ["finetune.examples.max_examples=400", "finetune.max_length=200"]
-    stage = ["finetune.method=dpo", "finetune.batch_examples=16", "finetune.learning_rate=1e-4"]
+    stage = [
+        "finetune.method=dpo",
+        "finetune.packing=null",
+        "finetune.batch_examples=16",
+        "finetune.learning_rate=1e-4",
+    ]
     stage += [f"finetune.preference.loss={loss[0]}", f"finetune.preference.beta={loss[1]}"]
     layout = RunLayout.of(load_recipe(RECIPE, words[2:]))
     run_command(["pipeline", "run", *words])
