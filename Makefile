@@ -94,7 +94,7 @@ pretrain: data  ## pretrain, or resume from the latest complete checkpoint
 finetune: examples pretrain  ## fine-tune the pretrained weights on the chat examples
 	$(RUN) launch auto finetune $(WITH_RECIPE)
 
-evaluate: $(SETUP)  ## measure bits per byte against baselines, and the loss on held-out answers; or ARGS="attention …", ARGS="temperature"
+evaluate: $(SETUP)  ## measure bits per byte against baselines, loss on held-out answers, and evaluate.tasks; or ARGS="checkpoints", ARGS="attention …", ARGS="temperature"
 	$(RUN) training evaluate $(WITH_RECIPE)
 
 generate: $(SETUP)  ## continue PROMPT="…"; ARGS="--prompt-file FILE" reads it from a file (- for standard input), ARGS="--trace" prints token probabilities
@@ -115,7 +115,7 @@ import: from data  ## use the weights in a Hugging Face model directory instead 
 report: $(SETUP)  ## write one HTML page with the run's curves and tables
 	$(RUN) training report $(WITH_RECIPE)
 
-compare: $(SETUP)  ## compare short training runs that differ in one setting: ARGS="optimizers" (or activations, compile, devices, attention)
+compare: $(SETUP)  ## compare short training runs that differ in one setting: ARGS="optimizers" (or activations, compile, devices, attention); or evaluations: ARGS="runs runs/a runs/b"
 	$(RUN) training compare $(WITH_RECIPE)
 
 estimate: $(SETUP)  ## print parameters, FLOPs per token, memory per rank, and the largest micro-batch that fits

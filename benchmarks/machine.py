@@ -16,6 +16,7 @@ _VERSIONS = (
     "spacy",
     "torch",
     "transformers",
+    "lm-eval",
     "triton",
     "liger-kernel",
 )

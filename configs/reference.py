@@ -23,7 +23,7 @@ PAGE = CHECKOUT / "docs" / "recipe.md"
 WRITE_PAGE = "python -m configs reference > docs/recipe.md"
 
 #: Sections with the same keys as another section: key prefix -> prefix of the section that documents the keys.
-SAME_KEYS = {"data.sources.NAME.": "data.source.", "model.backbone.": "model."}
+SAME_KEYS = {"data.sources.NAME.": "data.source.", "evaluate.texts.NAME.": "data.source.", "model.backbone.": "model."}
 
 Effect = Literal[
     "same", "run", "data", "examples", "finetune", "evaluation", "language_evaluation", "content", "folder"

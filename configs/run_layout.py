@@ -8,6 +8,8 @@ from configs.schema import Recipe
 
 #: The file in ``evaluation/`` with the results of ``evaluate``.
 EVALUATION = "evaluation.json"
+#: The file in ``evaluation-log/`` with the results of ``evaluate checkpoints``.
+CHECKPOINT_RESULTS = "checkpoints.json"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class RunLayout:
     @property
     def evaluation(self) -> Path:
         return _followed(self.run / "evaluation")
+
+    @property
+    def evaluation_log(self) -> Path:
+        """Folder for what evaluations add up to: the results of all checkpoints, and scalars for TensorBoard."""
+        return _followed(self.run / "evaluation-log")
 
     @property
     def attention(self) -> Path:

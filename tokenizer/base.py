@@ -114,6 +114,15 @@ class Tokenizer(ABC):
         return self.begin_id if self.has_chat_tokens else self.end_of_text_id
 
     @property
+    def prefix_id(self) -> int:
+        """Id before a text that has no context: the released tokenizer's beginning token, or else ``first_id``."""
+        return self.first_id
+
+    def encode_as_released(self, text: str) -> list[int]:
+        """Encode text as the released tokenizer does by default. It may add a token before or after each text."""
+        return self.encode(text)
+
+    @property
     def pad_id(self) -> int:
         """Id of ``<|pad|>``, which pads the shorter conversations in a batch.
 

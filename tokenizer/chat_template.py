@@ -11,7 +11,7 @@ from pathlib import Path
 
 from artefacts.errors import RequestError
 from tokenizer.base import Tokenizer
-from tokenizer.chat_layout import Layouts, UnrenderableError, as_rendered
+from tokenizer.chat_layout import Layouts, Segment, UnrenderableError, as_rendered
 from tokenizer.jinja_sandbox import Messages
 from tokenizer.special_tokens import IGNORED
 
@@ -111,12 +111,42 @@ class ChatTemplate:
                 source = source.replace(alias, self._tokenizer.piece(token))
         return source
 
-    def _encode(self, messages: Messages, prompt: bool) -> tuple[list[int], list[bool]]:
-        """Return a conversation's ids, and whether the assistant generates them."""
+    def marked_text(self, messages: Messages, mark: str, prompt: bool = True) -> str:
+        """Return a conversation as text, for libraries that work with strings.
+
+        Args:
+            messages: the conversation.
+            mark: put before the name of every control token, to tell it from the same name in a message.
+            prompt: whether the assistant will answer. If not, the last message is left open instead.
+
+        Raises:
+            RequestError: for the reasons in ``prompt``.
+        """
+        try:
+            layout, contents = self._laid_out(messages, prompt)
+        except UnrenderableError as error:
+            raise RequestError(f"{self._layouts.name}: {error}") from None
+        parts = []
+        for segment in layout:
+            if segment.token is not None:
+                parts.append(mark + self._tokenizer.piece(segment.token))
+            else:
+                parts.append(segment.text if segment.message is None else contents[segment.message])
+            if not prompt and segment.message == len(contents) - 1:
+                break
+        return "".join(parts)
+
+    def _laid_out(self, messages: Messages, prompt: bool) -> tuple[list[Segment], list[str]]:
+        """Return the layout of a conversation, and the contents of its messages."""
         contents = [content for _, content in _checked(messages)]
         layout = self._layouts.of(tuple(message["role"] for message in messages), prompt)
         if not self._keeps_contents:
             contents = as_rendered(layout, contents, self.text(messages, prompt))
+        return layout, contents
+
+    def _encode(self, messages: Messages, prompt: bool) -> tuple[list[int], list[bool]]:
+        """Return a conversation's ids, and whether the assistant generates them."""
+        layout, contents = self._laid_out(messages, prompt)
         ids: list[int] = []
         learned: list[bool] = []
         text = ""

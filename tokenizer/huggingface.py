@@ -98,6 +98,15 @@ class HuggingFaceTokenizer(Tokenizer):
         return frozenset()
 
     @property
+    def prefix_id(self) -> int:
+        beginning = self._named.get("bos_token")
+        token = self._pieces.token_to_id(beginning) if beginning else None
+        return self.end_of_text_id if token is None else int(token)
+
+    def encode_as_released(self, text: str) -> list[int]:
+        return list(self._pieces.encode(writable(text), add_special_tokens=True).ids)
+
+    @property
     def vocab_size(self) -> int:
         """The highest id plus one."""
         return self._vocab_size

@@ -101,6 +101,10 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
         from training.estimate.comparison import compare as compare_recipes
 
         return compare_recipes([load_recipe(file, parsed.overrides) for file in parsed.compare])
+    if verb == "compare" and parsed.what == "runs":
+        from training.commands.compare_runs import compare_runs
+
+        return compare_runs(parsed.runs)
     recipe = command.read_recipe(parsed)
     unread_keys.check((verb == "evaluate" and parsed.what) or verb, recipe, parsed.overrides)
     if verb == "evaluate":
@@ -139,6 +143,10 @@ def _evaluate(recipe: Recipe, parsed: argparse.Namespace) -> int:
         from training.commands.attention import evaluate_attention
 
         return evaluate_attention(recipe, parsed.text, parsed.target, parsed.layers)
+    if parsed.what == "checkpoints":
+        from training.commands.checkpoint_curve import evaluate_checkpoints
+
+        return evaluate_checkpoints(recipe)
     if parsed.what == "temperature":
         from training.commands.temperature import evaluate_temperature
 

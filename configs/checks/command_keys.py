@@ -20,6 +20,7 @@ READS: dict[str, tuple[str, ...]] = {
     "temperature": (*_WEIGHTS, "generate"),
     "attention": (*_WEIGHTS, "generate"),
     "evaluate": (*_WEIGHTS, "generate", "evaluate"),
+    "checkpoints": (*_WEIGHTS, "evaluate"),
     "export": (*_WEIGHTS, "generate.weights", "generate.stage", "export"),
     "compare": (*_SHAPE, "data", "tokenizer"),
     "estimate": _SHAPE,

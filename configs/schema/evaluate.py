@@ -5,6 +5,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from configs.schema.base import NonIdentity, OptionalPath, Section
+from configs.schema.data import SourceSection
 
 
 class EvaluateSection(Section):
@@ -14,8 +15,50 @@ class EvaluateSection(Section):
     max_tokens: int | None = Field(
         None,
         gt=0,
-        description="Stop after this many held-out tokens, or targets in examples. By default, all are used.",
+        description="Stop after this many held-out tokens, or targets in examples. By default, all are used. Also "
+        "applies to each of `texts`.",
     )
+    texts: dict[str, SourceSection] = Field(
+        {},
+        description="More texts to measure the loss on, by name: any source, such as `{mine: {kind: text, path: "
+        "book.txt}}`. They are not cleaned.",
+    )
+    tasks: tuple[str, ...] = Field(
+        (),
+        description="Tasks of lm-evaluation-harness to run: names, or paths of task files (`.yaml`). `battery` runs "
+        "tasks that are made from the held-out documents and from Python's documentation. Requires the package "
+        "`lm-eval`.",
+    )
+    task_path: OptionalPath = Field(
+        None, description="Folder with further task files, whose tasks and groups can be named in `tasks`."
+    )
+    shots: int | None = Field(
+        None, ge=0, description="Solved examples before each question. Defaults to what each task sets."
+    )
+    limit: int | None = Field(None, gt=0, description="Use only the first examples of each task, at most this many.")
+    chat: bool = Field(
+        False, description="Ask the tasks' questions in the chat format. Pretrained weights are still asked directly."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed for the examples of `battery`.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EvaluateSection":
+        for name, source in self.texts.items():
+            if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+                raise ValueError(f"texts.{name}: a name has only letters, digits, - and _")
+            for key in ("weight", "sample_bytes", "target_field"):
+                if getattr(source, key) != SourceSection.model_fields[key].default:
+                    raise ValueError(f"texts.{name}.{key} is not read: leave it out")
+            if source.has_targets:
+                raise ValueError(f"texts.{name}.kind={source.kind} has targets: use a kind of plain text")
+        if not self.tasks and (self.task_path or self.shots is not None or self.limit or self.chat):
+            key = next(
+                key for key in ("task_path", "shots", "limit", "chat") if getattr(self, key) not in (None, False)
+            )
+            raise ValueError(f"{key} is read only with tasks: set evaluate.tasks, or leave it out")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks ({', '.join(self.tasks)}) names a task twice")
+        return self
 
 
 class ExportSection(Section):

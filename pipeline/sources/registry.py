@@ -14,15 +14,15 @@ def open_sources(recipe: Recipe) -> dict[str, Source]:
     return {name: open_source(section, recipe) for name, section in recipe.data.named_sources.items()}
 
 
-def open_source(section: SourceSection, recipe: Recipe) -> Source:
-    """Open the source described by a section of the recipe.
+def open_source(section: SourceSection, recipe: Recipe, key: str | None = None) -> Source:
+    """Open the source described by a section of the recipe. ``key`` is the section's key, if it is not in ``data``.
 
     Raises:
         RequestError: there is nothing at its path.
     """
     if not section.path:
         return _without_path(section, recipe)
-    return _with_path(section, section.path, recipe.data.key_of(section))
+    return _with_path(section, section.path, key or recipe.data.key_of(section))
 
 
 def _without_path(section: SourceSection, recipe: Recipe) -> Source:

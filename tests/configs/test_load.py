@@ -65,7 +65,7 @@ def test_shipped_recipes_read_and_write(path: Path, tmp_path: Path) -> None:
         (["finetune.preference.beta=1"], ["finetune.preference is read with method=dpo only", "leave it out"]),
         (["finetune.method=dpo", "finetune.preference.loss=hinge"],
          ["finetune.preference.loss must be 'sigmoid', 'ipo' or 'sigmoid_norm', not 'hinge'"]),
-        (["model.seed=1"], ["unknown key model.seed; there is run.seed and generate.seed"]),
+        (["model.seed=1"], ["unknown key model.seed; there is run.seed and evaluate.seed and generate.seed"]),
         (["data.source.count=1"], ["unknown key data.source.count; keys of data.source are "]),
         (["moddel.hidden_size=1"], ["unknown key moddel; the nearest key is model"]),
         (["stuff.hidden_size=1"], ["unknown key stuff; sections are "]),

@@ -13,6 +13,7 @@ from configs.schema import Recipe
 EVALUATIONS = {
     "attention": "heat maps and statistics of every head for a text, in runs/NAME/attention",
     "temperature": "the same prompt at temperatures from 0.1 to 2.0, with the same seed",
+    "checkpoints": "the loss at every kept checkpoint, and the tasks if there are any, as a curve",
 }
 
 #: Subcommands of ``compare``, with their descriptions.
@@ -22,6 +23,7 @@ COMPARISONS = {
     "compile": "the model in eager mode and compiled",
     "devices": "the model on every kind of device in this machine",
     "attention": "explicit, fused and windowed attention at several lengths",
+    "runs": "the evaluations of finished runs, next to each other: compare runs FOLDER FOLDER",
 }
 
 
@@ -29,7 +31,7 @@ def add(verb: str, parser: argparse.ArgumentParser) -> None:
     """Add a command's arguments: the recipe, overrides and options."""
     if verb == "compare":
         _add_compare(parser)
-    command.add_recipe_arguments(parser, required=verb != "inspect")
+    command.add_recipe_arguments(parser, required=verb not in ("inspect", "compare"))
     if verb == "inspect":
         parser.add_argument(
             "--compare",
@@ -97,9 +99,7 @@ def validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> Non
     if parsed.verb == "evaluate":
         _validate_evaluate(parser, parsed)
     if parsed.verb == "compare":
-        parsed.what = _pop_word(parsed, COMPARISONS)
-        if parsed.what is None:
-            raise RequestError(f"compare: choose what to compare: {', '.join(COMPARISONS)}")
+        _validate_compare(parser, parsed)
     if parsed.verb == "generate" and parsed.prompt_file is not None:
         if any(word.startswith("generate.prompt=") for word in parsed.overrides):
             raise RequestError("generate.prompt and --prompt-file are mutually exclusive: remove one of them")
@@ -152,6 +152,20 @@ def _pop_word(parsed: argparse.Namespace, known: Mapping[str, str]) -> str | Non
     if len(words) > 1:
         raise RequestError(f"{parsed.verb} {' and '.join(words)}: choose one at a time")
     return words[0] if words else None
+
+
+def _validate_compare(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    parsed.runs = []
+    if parsed.overrides[:1] == ["runs"]:
+        parsed.runs = [word for word in parsed.overrides[1:] if "=" not in word]
+        parsed.overrides = [word for word in parsed.overrides if word not in parsed.runs]
+        if len(parsed.runs) < 2:
+            raise RequestError("compare runs: pass the folders of at least two runs, such as runs/a runs/b")
+    parsed.what = _pop_word(parsed, COMPARISONS)
+    if parsed.what is None:
+        raise RequestError(f"compare: choose what to compare: {', '.join(COMPARISONS)}")
+    if parsed.what != "runs" and parsed.recipe is None:
+        parser.error("the following arguments are required: --recipe")
 
 
 def _validate_evaluate(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:

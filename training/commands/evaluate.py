@@ -12,49 +12,63 @@ from configs import command
 from configs.checks import run_weights
 from configs.run_layout import EVALUATION, RunLayout
 from configs.schema import Recipe
+from training.evaluate import task_files
+from training.evaluate.battery.build import VERSION
+from training.evaluate.texts import fingerprints, open_texts
+from training.report.score_tables import by_stage, results_lines
 from training.runs import finished_checkpoint
+
+#: Format of ``evaluation.json``. A file with another format is not current.
+_FORMAT = 2
 
 
 def evaluate(recipe: Recipe) -> int:
-    """Evaluate the pretrained model, and the fine-tuned model if there is one. Returns the exit status."""
+    """Evaluate the pretrained model, and every fine-tuning stage that is finished. Returns the exit status."""
     layout = RunLayout.of(recipe)
     if recipe.task != "language_modeling":
         return _evaluate_task(recipe, layout)
     tokens = manifest.require(layout.tokens, "data")
-    pretrained = _finished(layout, "pretrain")
-    finetuned = {} if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
-    inputs = {"tokens": tokens.fingerprint, "pretrain": pretrained[1]}
-    for name, (_, weights) in finetuned.items():
-        inputs[name] = weights
+    stages = {"pretrain": require_finished(layout, "pretrain")}
+    stages |= {} if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
+    inputs = {"tokens": tokens.fingerprint, **{name: weights for name, (_, weights) in stages.items()}}
+    for name in [*stages][1:]:
         inputs[f"examples of {name}"] = manifest.require(layout.examples_of(name), "examples").fingerprint
-    identity = {
-        "evaluate": recipe.evaluate.identity(),
-        "generate": recipe.generate.identity(),
-        "context_length": recipe.train.context_length,
-    }
+    identity = {**results_identity(recipe), "generate": recipe.generate.identity()}
+    sources = open_texts(recipe)
+    inputs |= fingerprints(sources, layout.evaluation) | task_files.check(recipe.evaluate)
     with open_stage("evaluation", layout.evaluation, identity, inputs) as stage:
         if stage.finished:
             print(f"{layout.evaluation}: up to date")
         else:
             # Imported here, so that torch is not needed if the evaluation is up to date.
-            from training.evaluate.results import evaluate_run
+            from training.commands.evaluation_log import write_scalars
+            from training.evaluate.results import BATTERY, Evaluation
 
-            results = evaluate_run(
-                recipe,
-                layout,
-                tokens.counts["validation"],
-                pretrained[0],
-                {stage: checkpoint for stage, (checkpoint, _) in finetuned.items()},
-            )
+            checkpoints = {name: checkpoint for name, (checkpoint, _) in stages.items()}
+            evaluation = Evaluation(recipe, layout, sources, stage.scratch, stage.work / BATTERY)
+            results = evaluation.run(checkpoints, tokens.counts["validation"]["bytes"])
             atomic.write_json(stage.work / EVALUATION, results)
-            stage.publish(counts={}, versions=manifest.versions("torch", "zstandard"))
-    _print(atomic.read_json(layout.evaluation / EVALUATION))
+            stage.publish(counts={}, versions=manifest.versions("torch", "zstandard", "lm_eval"))
+            for name, facts in by_stage(results).items():
+                write_scalars(layout.evaluation_log, name, {facts["step"]: facts})
+    print("\n".join(results_lines(atomic.read_json(layout.evaluation / EVALUATION))))
     return command.DONE
+
+
+def results_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe keys that the results on texts and tasks depend on."""
+    section = recipe.evaluate.identity()
+    # The content of the texts and of the task files is among the inputs.
+    texts = {name: {**source, "path": None} for name, source in section.pop("texts").items()}
+    tasks = {key: section.pop(key) for key in ("tasks", "task_path", "shots", "limit", "chat", "seed")}
+    if tasks["tasks"]:
+        section["tasks"] = {**tasks, "task_path": None, "battery": VERSION}
+    return {"format": _FORMAT, "evaluate": {**section, "texts": texts}, "context_length": recipe.train.context_length}
 
 
 def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
     examples = manifest.require(layout.examples, "data")
-    pretrained = _finished(layout, "pretrain")
+    pretrained = require_finished(layout, "pretrain")
     generate = recipe.generate
     options = {"beams": generate.beams, "length_penalty": generate.length_penalty} if generate.beams > 1 else {}
     if recipe.evaluate.max_tokens is not None:
@@ -73,7 +87,7 @@ def _evaluate_task(recipe: Recipe, layout: RunLayout) -> int:
     return command.DONE
 
 
-def _finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
+def require_finished(layout: RunLayout, stage: str) -> tuple[Path, str]:
     """Return a stage's last checkpoint and its fingerprint, and print a line about it to stderr.
 
     Raises:
@@ -103,7 +117,7 @@ def _finetuned(recipe: Recipe, layout: RunLayout) -> dict[str, tuple[Path, str]]
     """
     if recipe.generate.stage is not None:
         stage = run_weights.wanted_stage(recipe, layout)
-        return {stage: _finished(layout, stage)}
+        return {stage: require_finished(layout, stage)}
     finetuned = {}
     for section in recipe.finetune:
         folder = layout.finetune(section.name)
@@ -113,27 +127,8 @@ def _finetuned(recipe: Recipe, layout: RunLayout) -> dict[str, tuple[Path, str]]
         if finished_checkpoint(folder) is None:
             print(f"{folder}: training is not finished, so it is not evaluated", file=sys.stderr)
         else:
-            finetuned[section.name] = _finished(layout, section.name)
+            finetuned[section.name] = require_finished(layout, section.name)
     return finetuned
-
-
-def _print(results: dict[str, Any]) -> None:
-    pretrain, baselines = results["pretrain"], results["baselines"]
-    print(f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes")
-    print(f"  pretrained {pretrain['bits_per_byte']:.3f} bits per byte, loss {pretrain['loss']:.3f} nats per token")
-    for name, row in baselines.items():
-        print(f"  {name:<10} {row['bits_per_byte']:.3f} bits per byte")
-    for name, tuned in results["finetune"].items():
-        before, after = tuned["held_out_loss_before"], tuned["held_out_loss_after"]
-        change = f"loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"
-        kind = "chosen answers" if "preferences" in tuned else "held-out answers"
-        print(f"{name:<12} {tuned['examples']} {kind}: {change}")
-        if facts := tuned.get("preferences"):
-            print(f"  preferred  {facts['accuracy']:.1%} of the pairs, reward margin {facts['margin']:.3f}")
-        print(f"  fine-tuned {tuned['bits_per_byte']:.3f} bits per byte on the validation text")
-    if results["experts"]:
-        worst = max(facts["max_over_mean"] for facts in results["experts"].values())
-        print(f"experts      max/mean expert load {worst:.2f} on the validation text")
 
 
 def _task_lines(facts: dict[str, Any]) -> list[str]:

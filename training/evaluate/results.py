@@ -1,20 +1,28 @@
-"""Evaluates a run: models and baselines on the validation text, loss on held-out answers, and a sample."""
+"""Evaluates a run's stages: loss on the validation text and on other texts, held-out answers, tasks, and a sample.
 
-from collections.abc import Mapping
-from functools import partial
+Everything that takes long is stored as soon as it is measured, so an interrupted evaluation continues where it stopped.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from artefacts import atomic, manifest
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from pipeline.sources.base import Source
 from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.registry import load_tokenizer
 from training.data.build import validation_windows
 from training.data.chat import ChatExamples
+from training.data.windows import TokenWindows
+from training.evaluate import task_files, texts
 from training.evaluate.baselines import bigram_nats, compressed_bytes
+from training.evaluate.battery.build import write_battery
 from training.evaluate.loss import Measured, measure
 from training.evaluate.preferences import evaluate_preferences
 from training.inference.completion import complete
@@ -24,104 +32,199 @@ from training.runs import finished_checkpoint
 
 #: Maximum number of training tokens that the bigram baseline counts.
 _BIGRAM_TOKENS = 50_000_000
+#: Folder of the battery in the evaluation.
+BATTERY = "battery"
+
+Facts = dict[str, Any]
 
 
-def evaluate_run(
-    recipe: Recipe, layout: RunLayout, counts: dict[str, Any], pretrained: Path, finetuned: Mapping[str, Path]
-) -> dict[str, Any]:
-    """Evaluate a run and return the contents of ``evaluation.json``.
+class Evaluation:
+    """An evaluation of a run."""
 
-    Args:
-        recipe: the run's recipe.
-        layout: the run's layout.
-        counts: the token manifest's counts for the validation split.
-        pretrained: folder of the pretrained checkpoint.
-        finetuned: stage name -> folder of its checkpoint, for every fine-tuning stage to evaluate.
-    """
-    device = best_device(recipe)
-    limit, batch = recipe.evaluate.max_tokens, recipe.evaluate.batch
-    windows = validation_windows(recipe, layout).in_order(batch, limit)
-    objective = Objective(recipe.model, recipe.train)
-    text = _validation_text(layout, limit)
-    text_bytes = len(text) if limit else int(counts["bytes"])
-    tokenizer = load_tokenizer(layout.tokenizer)
-    model = load_model(recipe, pretrained, device)
-    base = measure(model, objective, windows, device, "validation")
-    results: dict[str, Any] = {
-        "pretrain": {
-            "checkpoint": pretrained.name,
-            "loss": base.loss,
-            "tokens": base.targets,
-            "bytes": text_bytes,
-            "bits_per_byte": base.bits_per_byte(text_bytes),
-        },
-        "baselines": _baselines(recipe, layout, text, text_bytes),
-        "experts": {layer: _load_facts(load) for layer, load in base.loads.items()},
-    }
-    held_out = {
-        stage: ChatExamples(layout.examples_of(stage), "held-out", tokenizer.pad_id)
-        for stage in finetuned
-        if not recipe.stage(stage).preference
-    }
-    before = {
-        stage: _measure_answers(recipe, model, examples, device, f"{stage}, before")
-        for stage, examples in held_out.items()
-    }
-    results["finetune"] = {}
-    for stage, checkpoint in finetuned.items():
-        answers: dict[str, Any] = {}
-        if stage not in held_out:
-            answers = _preferences(recipe, layout, stage, checkpoint, device)
-        model = load_model(recipe, checkpoint, device)
-        if stage in held_out:
-            after = _measure_answers(recipe, model, held_out[stage], device, f"{stage}, after")
-            answers = {
-                "examples": len(held_out[stage]),
-                "held_out_loss_before": before[stage].loss,
-                "held_out_loss_after": after.loss,
-            }
-        tuned = measure(model, objective, windows, device, f"validation, after {stage}")
-        results["finetune"][stage] = {
-            "checkpoint": checkpoint.name,
-            **answers,
-            "bits_per_byte": tuned.bits_per_byte(text_bytes),
+    def __init__(
+        self, recipe: Recipe, layout: RunLayout, sources: Mapping[str, Source], scratch: Path, battery: Path
+    ) -> None:
+        """Read the texts and load the tasks, so that what is wrong with them is reported before anything is measured.
+
+        Args:
+            recipe: the run's recipe.
+            layout: the run's layout.
+            sources: the sources of ``evaluate.texts``.
+            scratch: folder for intermediate files: the texts as tokens, and what has been measured so far.
+            battery: folder for the battery, if a task needs it.
+
+        Raises:
+            RequestError: a text cannot be read, or a task cannot be loaded.
+        """
+        self._recipe, self._layout, self._sources, self._scratch = recipe, layout, sources, scratch
+        self._device = best_device(recipe)
+        self._tokenizer = load_tokenizer(layout.tokenizer)
+        self._loaded: tuple[Path, Any] | None = None
+        for name in sources:
+            self._text(name)
+        if tasks := recipe.evaluate.tasks:
+            folders = task_files.folders(recipe.evaluate, battery)
+            if battery in folders:
+                write_battery(battery, recipe, layout, self._tokenizer)
+            # lm-eval is an optional package, and takes a second to import.
+            from training.evaluate.harness.run import Tasks
+
+            self._tasks = Tasks(tasks, folders)
+
+    def run(self, checkpoints: Mapping[str, Path], text_bytes: int) -> Facts:
+        """Return the contents of ``evaluation.json``.
+
+        Args:
+            checkpoints: stage -> folder of its checkpoint, in the order of training. The first stage is pretraining.
+            text_bytes: size of the entire validation text in bytes.
+        """
+        for stage in checkpoints:  # while the pretrained model is loaded
+            if stage != "pretrain" and not self._recipe.stage(stage).preference:
+                self._once(f"{stage}-before", partial(self._answers, stage, checkpoints["pretrain"], "before"))
+        facts = {stage: self._stage(stage, checkpoint, text_bytes) for stage, checkpoint in checkpoints.items()}
+        results: Facts = {
+            "stages": [*checkpoints],
+            "experts": facts["pretrain"].pop("experts"),
+            "pretrain": facts.pop("pretrain"),
+            "finetune": facts,
+            "baselines": self._once("baselines", lambda: self._baselines(text_bytes)),
         }
-    if recipe.generate.prompt:
-        template = chat_template_of([pretrained, *finetuned.values()][-1], tokenizer)
-        completion = "".join(complete(recipe, model, tokenizer, template=template))
-        results["samples"] = [{"prompt": recipe.generate.prompt, "completion": completion}]
-    return results
+        if self._recipe.generate.prompt:
+            last = [*checkpoints.values()][-1]
+            template = chat_template_of(last, self._tokenizer)
+            completion = "".join(complete(self._recipe, self._model(last), self._tokenizer, template=template))
+            results["samples"] = [{"prompt": self._recipe.generate.prompt, "completion": completion}]
+        return results
+
+    def measure_checkpoint(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
+        """Return a checkpoint's loss on the validation text and on the other texts, and its scores of the tasks."""
+        facts = {"checkpoint": checkpoint.name, "step": _step(checkpoint)}
+        facts |= self._validation(f"{stage} {checkpoint.name}", checkpoint, text_bytes)
+        facts.pop("experts")
+        facts["texts"] = {name: self._text_loss(name, checkpoint) for name in self._sources}
+        return facts | ({"tasks": self._scores(stage, checkpoint)} if self._recipe.evaluate.tasks else {})
+
+    def _stage(self, stage: str, checkpoint: Path, text_bytes: int) -> Facts:
+        facts = {"checkpoint": checkpoint.name, "step": _step(checkpoint)}
+        facts |= self._once(f"{stage}-validation", lambda: self._validation(stage, checkpoint, text_bytes))
+        facts["texts"] = {
+            name: self._once(f"{stage}-text-{name}", partial(self._text_loss, name, checkpoint))
+            for name in self._sources
+        }
+        if self._recipe.evaluate.tasks:
+            facts["tasks"] = self._once(f"{stage}-tasks", lambda: self._scores(stage, checkpoint))
+        if stage == "pretrain":
+            return facts
+        facts.pop("experts")
+        if self._recipe.stage(stage).preference:
+            return facts | self._once(f"{stage}-pairs", lambda: self._pairs(stage, checkpoint))
+        before = self._once(f"{stage}-before", lambda: self._answers(stage, checkpoint, "before"))
+        after = self._once(f"{stage}-after", lambda: self._answers(stage, checkpoint, "after"))
+        answers = {"held_out_loss_before": before["loss"], "held_out_loss_after": after["loss"]}
+        return facts | {"examples": after["examples"], **answers}
+
+    def _once(self, name: str, work: Callable[[], Facts]) -> Facts:
+        """Return the result that is stored under a name, or compute and store it."""
+        path = self._scratch / f"{name}.json"
+        if not path.exists():
+            atomic.write_json(path, work())
+        facts: Facts = atomic.read_json(path)
+        return facts
+
+    def _model(self, checkpoint: Path) -> Any:
+        if self._loaded is None or self._loaded[0] != checkpoint:
+            self._loaded = None  # frees the other model first
+            self._loaded = checkpoint, load_model(self._recipe, checkpoint, self._device)
+        return self._loaded[1]
+
+    def _validation(self, label: str, checkpoint: Path, text_bytes: int) -> Facts:
+        limit, batch = self._recipe.evaluate.max_tokens, self._recipe.evaluate.batch
+        windows = validation_windows(self._recipe, self._layout).in_order(batch, limit)
+        objective = Objective(self._recipe.model, self._recipe.train)
+        measured = measure(self._model(checkpoint), objective, windows, self._device, f"validation, {label}")
+        facts = loss_facts(measured, len(self._validation_text) if limit else text_bytes)
+        return facts | {"experts": {layer: _load_facts(load) for layer, load in measured.loads.items()}}
+
+    def _text(self, name: str) -> tuple[Path, dict[str, int]]:
+        """Tokenize a text. Returns the folder with its shard, and its counts."""
+        folder = self._scratch / f"text-{name}"
+        return folder, texts.write_tokens(self._recipe, name, self._sources[name], self._tokenizer, folder)
+
+    def _text_loss(self, name: str, checkpoint: Path) -> Facts:
+        (folder, counts), limit = self._text(name), self._recipe.evaluate.max_tokens
+        boundary = self._tokenizer.end_of_text_id if self._recipe.train.mask_documents else None
+        windows = TokenWindows(folder, texts.SPLIT, self._recipe.train.context_length, boundary)
+        batches = windows.in_order(self._recipe.evaluate.batch, limit)
+        objective = Objective(self._recipe.model, self._recipe.train)
+        measured = measure(self._model(checkpoint), objective, batches, self._device, f"text {name}")
+        cut = limit is not None and limit < counts["tokens"]
+        text_bytes = len(self._decoded(folder, texts.SPLIT, limit)) if cut else counts["bytes"]
+        return {"documents": counts["documents"], **loss_facts(measured, text_bytes)}
+
+    def _scores(self, stage: str, checkpoint: Path) -> Facts:
+        from training.evaluate.harness.language_model import MillraceLM
+
+        section = self._recipe.evaluate
+        length = self._recipe.model.max_seq_len or self._recipe.train.context_length
+        template = chat_template_of(checkpoint, self._tokenizer)
+        model = MillraceLM(self._model(checkpoint), self._tokenizer, length, section.batch, template)
+        return self._tasks.run(model, section.shots, section.limit, chat=section.chat and stage != "pretrain")
+
+    def _answers(self, stage: str, checkpoint: Path, when: str) -> Facts:
+        """Measure a model's loss on a stage's held-out answers. ``when`` labels the progress bar."""
+        examples = ChatExamples(self._layout.examples_of(stage), "held-out", self._tokenizer.pad_id)
+        # Each answer is a separate sample, so there are no document boundaries to mask.
+        train = self._recipe.train.model_copy(update={"mask_documents": False})
+        batches = examples.in_order(self._recipe.evaluate.batch)
+        objective = Objective(self._recipe.model, train)
+        measured = measure(
+            self._model(checkpoint), objective, batches, self._device, f"held-out answers, {stage}, {when}"
+        )
+        return {"examples": len(examples), "loss": measured.loss}
+
+    def _pairs(self, stage: str, checkpoint: Path) -> Facts:
+        """Measure the preferences that a stage has learned, compared with the weights that it started from."""
+        section = self._recipe.stage(stage)
+        start = finished_checkpoint(self._layout.training(self._recipe.start_of(section)))
+        assert start is not None, "the command has checked the stages"
+        return evaluate_preferences(
+            self._recipe, self._layout, section, self._model, start[0], checkpoint, self._device
+        )
+
+    def _baselines(self, text_bytes: int) -> Facts:
+        limit, text = self._recipe.evaluate.max_tokens, self._validation_text
+        size = len(text) if limit else text_bytes
+        bigram = _bigram(self._layout, limit, self._recipe.vocab_size)
+        return {
+            "bigram": {"bits_per_byte": bigram.bits_per_byte(size)},
+            "zstd -19": {"bits_per_byte": 8 * compressed_bytes(text) / size},
+        }
+
+    @cached_property
+    def _validation_text(self) -> bytes:
+        return self._decoded(self._layout.tokens, "val", self._recipe.evaluate.max_tokens)
+
+    def _decoded(self, folder: Path, split: str, limit: int | None) -> bytes:
+        """Decode the first tokens of a split's shards, and return the concatenated text as UTF-8."""
+        return "".join(self._tokenizer.decode(stream.tolist()) for stream in _streams(folder, split, limit)).encode()
 
 
-def _preferences(
-    recipe: Recipe, layout: RunLayout, stage: str, checkpoint: Path, device: torch.device
-) -> dict[str, Any]:
-    section = recipe.stage(stage)
-    start = finished_checkpoint(layout.training(recipe.start_of(section)))
-    assert start is not None, "the command has checked the stages"
-    load = partial(load_model, recipe, device=device)
-    return evaluate_preferences(recipe, layout, section, load, start[0], checkpoint, device)
-
-
-def _baselines(recipe: Recipe, layout: RunLayout, text: bytes, text_bytes: int) -> dict[str, dict[str, float]]:
-    bigram = _bigram(layout, recipe.evaluate.max_tokens, recipe.vocab_size)
+def loss_facts(measured: Measured, text_bytes: int) -> Facts:
+    """Return the results on a text: the loss in nats per token, and what follows from it."""
     return {
-        "bigram": {"bits_per_byte": bigram.bits_per_byte(text_bytes)},
-        "zstd -19": {"bits_per_byte": 8 * compressed_bytes(text) / text_bytes},
+        "loss": measured.loss,
+        "perplexity": math.exp(min(measured.loss, 700.0)),
+        "tokens": measured.targets,
+        "bytes": text_bytes,
+        "bits_per_byte": measured.bits_per_byte(text_bytes),
     }
 
 
-def _measure_answers(recipe: Recipe, model: Any, examples: ChatExamples, device: torch.device, when: str) -> Measured:
-    """Measure a model's loss on held-out answers.
-
-    ``when`` labels the progress bar: the stage, and ``before`` or ``after`` fine-tuning.
-    """
-    # Each answer is a separate sample, so there are no document boundaries to mask.
-    objective = Objective(recipe.model, recipe.train.model_copy(update={"mask_documents": False}))
-    return measure(model, objective, examples.in_order(recipe.evaluate.batch), device, f"held-out answers, {when}")
+def _step(checkpoint: Path) -> int:
+    return int(manifest.require(checkpoint, "pretrain").counts["step"])
 
 
-def _load_facts(load: list[float]) -> dict[str, Any]:
+def _load_facts(load: list[float]) -> Facts:
     return {"load": load, "max_over_mean": max(load), "variation": float(np.std(load))}
 
 
@@ -134,12 +237,6 @@ def _streams(folder: Path, split: str, limit: int | None) -> list[np.ndarray]:
         if left is not None:
             left = max(0, left - len(stream))
     return [stream for stream in streams if len(stream) > 1]
-
-
-def _validation_text(layout: RunLayout, limit: int | None) -> bytes:
-    """Decode the validation tokens, and return the concatenated text as UTF-8."""
-    tokenizer = load_tokenizer(layout.tokenizer)
-    return "".join(tokenizer.decode(stream.tolist()) for stream in _streams(layout.tokens, "val", limit)).encode()
 
 
 def _bigram(layout: RunLayout, limit: int | None, vocab_size: int) -> Measured:

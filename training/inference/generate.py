@@ -98,11 +98,18 @@ def generate(
 
 
 def generate_batch(
-    model: CausalLM, prompts: Sequence[Sequence[int]], limits: Limits, sampling: Sampling, *, seed: int
+    model: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    limits: Limits,
+    sampling: Sampling,
+    *,
+    seed: int,
+    complete: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Generate new ids for a batch of prompts, whose lengths may differ.
 
-    Sequence i is identical to a sequence generated alone with seed ``seed`` + i.
+    Sequence i is identical to a sequence generated alone with seed ``seed`` + i. A sequence also ends once ``complete``
+    returns True for its new ids.
 
     Raises:
         RequestError: a prompt cannot be continued.
@@ -112,9 +119,12 @@ def generate_batch(
     for prompt in prompts:
         limits.check(prompt)
     answers: list[list[int]] = [[] for _ in prompts]
-    for ids in _steps(model, [list(prompt) for prompt in prompts], limits, sampling, seed):
+    ended: set[int] = set()
+    for ids in _steps(model, [list(prompt) for prompt in prompts], limits, sampling, seed, ended=ended):
         for row, token in ids.items():
             answers[row].append(token)
+            if complete is not None and complete(answers[row]):
+                ended.add(row)
     return answers
 
 
@@ -126,8 +136,12 @@ def _steps(
     sampling: Sampling,
     seed: int,
     observe: Observer | None = None,
+    ended: Collection[int] = (),
 ) -> Iterator[dict[int, int]]:
-    """At each step, yield a dict that maps each unfinished sequence's number to its next id."""
+    """At each step, yield a dict that maps each unfinished sequence's number to its next id.
+
+    The caller may add a sequence's number to ``ended``, to end it.
+    """
     generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(prompts))]
     cache = model.new_cache(len(prompts), limits.capacity(max(map(len, prompts))))
     read = [prompt[-limits.context_length :] for prompt in prompts]
@@ -146,7 +160,11 @@ def _steps(
         if observe is not None:
             observe(allowed_BV, sampled)
         yield sampled
-        left = {row: count - 1 for row, count in left.items() if count > 1 and sampled[row] not in limits.stop_ids}
+        left = {
+            row: count - 1
+            for row, count in left.items()
+            if count > 1 and sampled[row] not in limits.stop_ids and row not in ended
+        }
         if not left:
             return
         for row, token in sampled.items():

@@ -1,5 +1,6 @@
 """The KV cache for decoding. For each token, a layer stores every head's key and value, or one shared latent."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -75,6 +76,21 @@ class Cache:
         self._lengths = [self._lengths[row] for row in rows.tolist()]
         used = self._storage[..., : max(self._lengths), :]
         used.copy_(used.index_select(1, rows.to(used.device)))
+
+    def select(self, rows: Sequence[int], capacity: int) -> "Cache":
+        """Return a new cache with room for ``capacity`` tokens per sequence. It starts with copies of these sequences.
+
+        A sequence may occur several times or not at all.
+        """
+        selected = copy.copy(self)
+        selected._lengths = [self._lengths[row] for row in rows]
+        used, storage = max(selected._lengths), self._storage
+        selected._storage = storage.new_zeros(
+            len(storage), len(rows), *storage.shape[2:-2], capacity, storage.shape[-1]
+        )
+        index = torch.tensor(rows, device=storage.device)
+        selected._storage[..., :used, :] = storage[..., :used, :].index_select(1, index)
+        return selected
 
     def layer(self, index: int) -> "LayerCache":
         return LayerCache(self, index)

@@ -7,6 +7,7 @@ from artefacts.pages.figures import inline_svg
 from artefacts.pages.formats import decimal, integer
 from training.report.comparison_figure import bits_per_byte_figure
 from training.report.run_files import RunFiles
+from training.report.score_tables import by_stage, task_rows
 
 
 def baselines(run: RunFiles) -> dict[str, float]:
@@ -35,7 +36,23 @@ def evaluation_section(run: RunFiles) -> str:
         "Evaluation",
         markup.figure(inline_svg(draw, "bits per byte of models and baselines")),
         _what_was_measured(run),
+        *_tables(run),
     )
+
+
+def _tables(run: RunFiles) -> list[str]:
+    """Return tables of the other texts and of the tasks. An empty table is "", as is one that was not measured."""
+    stages = by_stage(run.evaluation) if "stages" in run.evaluation else {}
+    texts = [
+        [f"{text}, {name}", integer(row["bytes"]), decimal(row["bits_per_byte"]), decimal(row["perplexity"])]
+        for name, facts in stages.items()
+        for text, row in facts.get("texts", {}).items()
+    ]
+    head, *tasks = task_rows({name: facts["tasks"] for name, facts in stages.items() if facts.get("tasks")})
+    return [
+        markup.table(["text", "bytes", "bits per byte", "perplexity"], sorted(texts), "Other texts"),
+        markup.table(head, tasks, "Tasks, ± standard error"),
+    ]
 
 
 def samples_section(run: RunFiles) -> str:

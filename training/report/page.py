@@ -2,6 +2,7 @@
 
 from artefacts.pages import markup, shell
 from artefacts.pages.formats import compact, decimal, duration, integer
+from training.report.checkpoint_section import checkpoint_section
 from training.report.data_section import data_section
 from training.report.evaluation_sections import baselines, evaluation_section, models, samples_section
 from training.report.prompt_section import prompt_section
@@ -17,6 +18,7 @@ def build_page(run: RunFiles) -> str:
         pretraining_section(run),
         experts_section(run),
         evaluation_section(run),
+        checkpoint_section(run),
         task_section(run),
         *(finetuning_section(run, stage) for stage in run.finetune_metrics),
         prompt_section(run),

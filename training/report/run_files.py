@@ -11,7 +11,7 @@ from artefacts.manifest import Manifest
 from artefacts.metrics_log import Metrics, read_metrics, read_records
 from artefacts.training_folder import finished
 from configs.load import dump_recipe
-from configs.run_layout import EVALUATION, RunLayout
+from configs.run_layout import CHECKPOINT_RESULTS, EVALUATION, RunLayout
 from configs.schema import Recipe
 
 
@@ -28,6 +28,7 @@ class RunFiles:
         pretrain_metrics: metrics of pretraining; empty if it has not started.
         finetune_metrics: metrics of every fine-tuning stage of the recipe, by name; empty if it has not started.
         evaluation: contents of ``evaluation/evaluation.json``; empty if the file does not exist.
+        checkpoint_results: stage -> results of its checkpoints by ``evaluate checkpoints``, in the order of steps.
         recipe: the resolved recipe as YAML. If pretraining has started, the recipe it was started with.
         training_samples: stage -> the records of its ``samples.jsonl``, for stages with samples.
         trained_on: the artefact that pretraining reads, ``tokens`` or ``examples``.
@@ -45,6 +46,7 @@ class RunFiles:
     recipe: str
     trained_on: str = "tokens"
     examples: dict[str, Manifest] = field(default_factory=dict)
+    checkpoint_results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def counts(self, artefact: str) -> dict[str, Any]:
         """Return the counts of a data artefact, or an empty dict if it does not exist."""
@@ -89,6 +91,7 @@ def read_run(recipe: Recipe) -> RunFiles:
         },
         recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
         trained_on="examples" if on_examples else "tokens",
+        checkpoint_results=_read_checkpoint_results(layout.evaluation_log / CHECKPOINT_RESULTS, ["pretrain", *stages]),
     )
     if not (run.data or run.pretrain or run.pretrain_metrics or any(run.finetune_metrics.values())):
         raise RequestError(f"{layout.run}: nothing to report yet: run `{command_hints.make('pretrain')}` first")
@@ -100,16 +103,29 @@ def _read_recipe(path: Path) -> str | None:
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
+    return _read_object(path, "evaluate")
+
+
+def _read_checkpoint_results(path: Path, stages: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the results of the checkpoints of these stages."""
+    saved = _read_object(path, "evaluate", "checkpoints").get("stages", {})
+    return {
+        stage: sorted(saved[stage]["checkpoints"], key=lambda row: int(row["step"]))
+        for stage in stages
+        if stage in saved
+    }
+
+
+def _read_object(path: Path, target: str, *arguments: str) -> dict[str, Any]:
+    """Read a JSON object that ``make target`` wrote, or return {} if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        why = "" if isinstance(value, dict) else "not a JSON object"
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(value, dict):
-        raise _damaged(path, "not a JSON object")
-    return value
-
-
-def _damaged(path: Path, why: str) -> RequestError:
-    return RequestError(f"{path}: damaged ({why}): move {path.parent} away and run `{command_hints.make('evaluate')}`")
+        why = str(error)
+    if why:
+        again = command_hints.make(target, None, *arguments)
+        raise RequestError(f"{path}: damaged ({why}): move {path.parent} away and run `{again}`")
+    return dict(value)
