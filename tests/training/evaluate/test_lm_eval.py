@@ -52,7 +52,8 @@ class Backends:
         self.battery = root / "battery"
         write_battery(self.battery, self.run.recipe, self.run.layout, self.run.tokenizer)
         self.ours = MillraceLM(self.run.model, self.run.tokenizer, CONTEXT, 4)
-        self.theirs = HFLM(str(self.run.layout.export), device="cpu", batch_size=4)
+        # With its cache, lm-eval 0.4.13 gives a wrong score if two requests have the same tokens but another split.
+        self.theirs = HFLM(str(self.run.layout.export), device="cpu", batch_size=4, logits_cache=False)
         self.theirs.tokenizer.chat_template = TEMPLATE
 
     def require_same(self, tasks: list[str], shots: int | None = None, limit: int = 4, chat: bool = False) -> Any:
