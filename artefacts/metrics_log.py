@@ -10,6 +10,8 @@ from typing import Any
 from artefacts.errors import RequestError
 
 NAME = "metrics.jsonl"
+#: The file next to it with the completions of ``train.samples``, in the same format. Their kind is ``sample``.
+SAMPLES = "samples.jsonl"
 #: Kind (``train``, ``validation``) -> its records, sorted by step.
 Metrics = dict[str, list[dict[str, Any]]]
 

@@ -6,6 +6,7 @@ a checkpoint's manifest.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ IDENTITY = "identity.json"
 CHECKPOINTS = "checkpoints"
 #: Prefix of the checkpoints' names, before the step.
 STEP_PREFIX = "step-"
+#: Key of a checkpoint's counts, and of a finished run's details, that says that training ended before its last step.
+STOPPED_EARLY = "stopped_early"
+#: Key of a checkpoint's run that says that the run ends with its checkpoint with the lowest validation loss.
+KEEP_BEST = "keep_best"
 #: The stages of training. Each is a make target and a command that launchers start.
 STAGES = ("pretrain", "finetune")
 #: Environment variable that is set in all jobs of a chain (``launch.slurm.train.chain``) except the first.
@@ -113,12 +118,13 @@ class TrainingRun:
         self._write_identity()
 
     def finish(self, checkpoint: Path) -> Manifest:
-        """Write the manifest of the finished run. ``checkpoint`` has the final weights.
+        """Write the manifest of the finished run. ``checkpoint`` is its last one.
 
-        The manifest lists no files, because checkpoints have their own manifests and logs can still grow.
+        The manifest names the checkpoint that later steps use: the last one, or the best one if the run keeps it. It
+        lists no files, because checkpoints have their own manifests and logs can still grow.
         """
         saved = manifest.require(checkpoint, self.stage)
-        final = _finished_by(checkpoint, saved)
+        final = _finished_by(self.folder, checkpoint, saved)
         manifest.write(self.folder, final)
         return final
 
@@ -202,7 +208,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
 
 
 def finished(folder: Path) -> Manifest | None:
-    """Return a finished run's manifest, derived from its last checkpoint if ``manifest.json`` is damaged.
+    """Return a finished run's manifest, derived from its checkpoints if ``manifest.json`` is damaged.
 
     Returns:
         The manifest, or None if the run is not finished.
@@ -225,23 +231,46 @@ def finished(folder: Path) -> Manifest | None:
 
 
 def _by_last_checkpoint(folder: Path) -> Manifest | None:
-    """Derive a run's manifest from its newest readable checkpoint, or return None if it is not from the final step."""
+    """Derive a run's manifest from its newest readable checkpoint, or return None if training did not end there."""
     for checkpoint, saved in _readable_checkpoints(folder):
-        is_last = bool(saved.details.get("run")) and saved.counts["step"] == saved.details["run"]["steps"]
-        return _finished_by(checkpoint, saved) if is_last else None
+        run = saved.details.get("run")
+        is_last = run and (saved.counts["step"] == run["steps"] or STOPPED_EARLY in saved.counts)
+        return _finished_by(folder, checkpoint, saved) if is_last else None
     return None
 
 
-def _finished_by(checkpoint: Path, saved: Manifest) -> Manifest:
-    """Derive a run's manifest from its final checkpoint, whose own manifest is ``saved``."""
+def _finished_by(folder: Path, checkpoint: Path, saved: Manifest) -> Manifest:
+    """Derive a run's manifest from its last checkpoint, whose own manifest is ``saved``.
+
+    The result depends only on the checkpoints, so a lost manifest is restored exactly.
+    """
     run = saved.details["run"]
+    best = _best(folder, saved.key) if run.get(KEEP_BEST) else None
+    used, weights = best or (checkpoint, saved)
     details = {
-        "checkpoint": checkpoint.name,
-        "weights": saved.fingerprint,
+        "checkpoint": used.name,
+        "weights": weights.fingerprint,
         "topology": saved.details["topology"],
-        **{key: value for key, value in run.items() if key not in ("stage", "steps")},
+        **{key: value for key, value in run.items() if key not in ("stage", "steps", KEEP_BEST)},
+        **({STOPPED_EARLY: True} if STOPPED_EARLY in saved.counts else {}),
     }
-    return Manifest(run["stage"], saved.identity, saved.inputs, saved.versions, {"steps": run["steps"]}, {}, details)
+    counts = {"steps": saved.counts["step"]}
+    return Manifest(run["stage"], saved.identity, saved.inputs, saved.versions, counts, {}, details)
+
+
+def _best(folder: Path, key: str) -> tuple[Path, Manifest] | None:
+    """Return the checkpoint of run ``key`` with the lowest validation loss, and its manifest; the earliest of equals.
+
+    Damaged checkpoints, and checkpoints without a finite loss, do not count. Returns None if there is no other.
+    """
+    best: tuple[Path, Manifest] | None = None
+    lowest = math.inf
+    for checkpoint, saved in reversed(list(_readable_checkpoints(folder))):
+        loss = saved.counts.get("validation_loss")
+        if saved.key != key or loss is None or not loss < lowest or manifest.faults(checkpoint, content=False):
+            continue
+        best, lowest = (checkpoint, saved), loss
+    return best
 
 
 def _readable_checkpoints(folder: Path) -> Iterator[tuple[Path, Manifest]]:

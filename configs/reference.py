@@ -48,7 +48,13 @@ EFFECTS: dict[Effect, tuple[str, str]] = {
 }
 _FOLDERS = ("run.name", "run.root", "data.root")
 #: Keys for which the content at the path matters, not the path itself. Source keys are handled separately.
-_CONTENT = ("data.clean.decontaminate.path", "tokenizer.path", "finetune.examples.path", "model.weights")
+_CONTENT = (
+    "data.clean.decontaminate.path",
+    "tokenizer.path",
+    "finetune.examples.path",
+    "finetune.examples.revision",
+    "model.weights",
+)
 #: Prefix of a key -> effect, for keys that are part of an identity. The first match counts.
 _EFFECTS_BY_SECTION: tuple[tuple[str, Effect], ...] = (
     ("launch.", "same"),
@@ -90,7 +96,7 @@ class Key:
     @property
     def type(self) -> str:
         """The type and bounds, and an example if the schema has one."""
-        example = f"such as `{self.field.examples[0]}`" if self.field.examples else ""
+        example = f"such as `{spelled(self.field.examples[0])}`" if self.field.examples else ""
         return ", ".join(
             filter(None, (_type(self.field.annotation, self.field.metadata), _bounds(self.field), example))
         )

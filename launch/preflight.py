@@ -12,7 +12,9 @@ from artefacts.manifest import require_sound
 from artefacts.training_folder import TrainingRun, checkpoints
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
 from training.estimate.device import device_of, has_mps
+from training.estimate.finetuning import finetuning_recipe
 from training.estimate.fitting import advice
 from training.estimate.memory import checkpoint_bytes, memory
 
@@ -31,7 +33,9 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
         _check_data(recipe, run, layout)
     if here:
         check_gpus(recipe)
-    return [*_check_host_name(recipe), *check_memory(recipe), *check_disk(recipe, run)]
+    stage = recipe.stage(run.name) if run.stage == "finetune" else None
+    trained = finetuning_recipe(recipe, stage) if stage else recipe
+    return [*_check_host_name(recipe), *check_memory(trained, stage), *check_disk(trained, run, stage)]
 
 
 def _check_host_name(recipe: Recipe) -> list[str]:
@@ -92,32 +96,34 @@ def visible_gpus() -> int:
     return min(installed, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
 
 
-def check_memory(recipe: Recipe) -> list[str]:
+def check_memory(recipe: Recipe, stage: FinetuneSection | None = None) -> list[str]:
     """Return a warning if the estimated memory exceeds a process's limit. The warning recommends settings that fit.
+
+    ``stage`` is the fine-tuning stage that will be trained, or None for pretraining.
 
     Raises:
         RequestError: the device is a GPU whose memory is known, and the estimate exceeds it by more than the tolerance.
     """
     device = device_of(recipe)
-    estimated = memory(recipe, device.kind)
+    estimated = memory(recipe, device.kind, stage=stage)
     if estimated.peak <= device.bytes:
         return []
     message = (
         f"a rank is estimated to need {_gigabytes(estimated.peak)} ({estimated.phase}), but may use "
-        f"{_gigabytes(device.bytes)} ({device.source}): {advice(recipe, device.bytes, device.kind)}"
+        f"{_gigabytes(device.bytes)} ({device.source}): {advice(recipe, device.bytes, device.kind, stage)}"
     )
     if device.kind == "cuda" and device.known and estimated.peak > _TOLERANCE * device.bytes:
         raise RequestError(f"{message}; or set launch.device_memory if it may use more")
     return [f"warning: {message}"]
 
 
-def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
+def check_disk(recipe: Recipe, run: TrainingRun, stage: FinetuneSection | None = None) -> list[str]:
     """Return a warning if the disk does not have enough space for all checkpoints that the run keeps.
 
     Raises:
         RequestError: there is not even space for a single checkpoint.
     """
-    size = checkpoint_bytes(recipe)
+    size = checkpoint_bytes(recipe, stage)
     free = shutil.disk_usage(_nearest(run.folder)).free
     if free < size:
         raise RequestError(
@@ -125,7 +131,8 @@ def check_disk(recipe: Recipe, run: TrainingRun) -> list[str]:
             "space, or set run.root to another disk"
         )
     train = recipe.train
-    most = train.keep + train.keep_best + 1
+    keeps_best = run.stage == "finetune" or train.early_stopping is not None
+    most = train.keep + max(train.keep_best, int(keeps_best)) + 1
     if train.save_every:
         most = min(most, train.steps // train.save_every + 1)
     missing = (most - len(checkpoints(run.folder))) * size

@@ -30,6 +30,13 @@ def main(arguments: Sequence[str]) -> int:
             verb.add_argument(
                 "--limit", type=int, default=10, metavar="N", help="show at most N documents (default: 10)"
             )
+            verb.add_argument(
+                "--examples",
+                nargs="?",
+                const="",
+                metavar="STAGE",
+                help="show the chat examples of a fine-tuning stage instead (default: of the last stage)",
+            )
         if name == "ingest":
             verb.add_argument(
                 "--limit", type=int, metavar="N", help="preview the first N documents of each source and write nothing"
@@ -163,9 +170,10 @@ def _print_examples(folder: Path, published: Manifest | None) -> None:
         train, held_out = published.counts["train"], published.counts["held_out"]
         reasons = {reason: count for reason, count in published.counts["dropped"].items() if count}
         why = f" ({', '.join(f'{count:,} {reason}' for reason, count in reasons.items())})" if reasons else ""
+        altered = "".join(f"; {count:,} {what}" for what, count in published.counts.get("altered", {}).items())
         print(
             f"{folder}: {train['examples']:,} training examples, {held_out['examples']:,} held out; "
-            f"{sum(reasons.values()):,} dropped{why}"
+            f"{sum(reasons.values()):,} dropped{why}{altered}"
         )
 
 
@@ -183,7 +191,12 @@ def _verify(recipe: Recipe, options: argparse.Namespace) -> int:
 def _rejected(recipe: Recipe, options: argparse.Namespace) -> int:
     from pipeline.reports.rejected import rejected
 
-    for line in rejected(recipe, options.reason, options.limit):
+    stage = options.examples
+    if stage is not None:
+        if not recipe.finetune:
+            raise RequestError("--examples: the recipe has no finetune section")
+        stage = recipe.stage(stage or recipe.finetune[-1].name).name
+    for line in rejected(recipe, options.reason, options.limit, stage):
         print(line)
     return DONE
 
@@ -208,7 +221,7 @@ _VERBS = {
     "pack": (_pack, "build the index of packed samples for train.packing=best_fit (run does it too)"),
     "examples": (_examples, "build chat examples for fine-tuning, or the examples of a supervised model"),
     "verify": (_verify, "check every artefact and checkpoint, and print how to repair damaged ones"),
-    "rejected": (_rejected, "show dropped documents: counts by reason, and the first of them"),
+    "rejected": (_rejected, "show dropped documents or chat examples: counts by reason, and the first of them"),
     "stats": (_stats, "print a table of documents, bytes and tokens, and write a page with plots"),
 }
 

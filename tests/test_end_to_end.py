@@ -21,6 +21,11 @@ from launch.plan import free_port
 from tests.support.fork_server import run_command
 from tests.support.paths import CHECKOUT
 from tests.support.waiting import PATIENCE, wait_until
+from tokenizer.chat_template import BUILT_IN
+from tokenizer.registry import load_tokenizer
+from training.data.chat import ChatExamples
+from training.data.examples import ExampleData
+from training.model_loading import chat_template_of
 
 RECIPE = CHECKOUT / "tests" / "end-to-end.yaml"
 pytestmark = [pytest.mark.engine]
@@ -91,6 +96,37 @@ def test_the_metrics_of_a_run(layout: RunLayout) -> None:
     assert sum(layer["load"]) == pytest.approx(4, abs=1e-2)
     assert any(layer["bias"])
     assert list((layout.pretrain / "tensorboard").iterdir())
+
+
+def test_the_template_of_the_examples_is_used_in_conversations(layout: RunLayout) -> None:
+    saved = manifest.require(layout.finetune("sft"), "finetune")
+    examples = manifest.require(layout.examples_of("sft"), "examples")
+    assert saved.details["chat_template"] == examples.details["template"]["source"] == BUILT_IN["chatml"]
+    tokenizer = load_tokenizer(layout.tokenizer)
+    template = chat_template_of(layout.finetune("sft") / "checkpoints" / saved.details["checkpoint"], tokenizer)
+    prompt = tokenizer.decode(template.prompt([{"role": "user", "content": "Hi"}]), show_special=True)
+    assert prompt == "<|begin|>user\nHi<|end|>\n<|begin|>assistant\n"
+    pretrained = chat_template_of(layout.pretrain / "checkpoints" / "step-00000044", tokenizer)
+    assert pretrained.source == BUILT_IN["millrace"]
+
+
+def test_a_packed_step_has_the_examples_of_an_unpacked_one(layout: RunLayout) -> None:
+    examples = ChatExamples(layout.examples_of("sft"), "train", pad_id=0)
+    unpacked = ExampleData(examples, 8, load_recipe(RECIPE).run.seed)
+    records = [r for r in read_records(layout.finetune("sft") / "metrics.jsonl") if r["kind"] == "train"]
+    assert len(records) == -(-len(examples) // 8)
+    for step, record in enumerate(records):
+        assert record["targets"] == sum(batch.targets for batch in unpacked.micro_batches(step, 0, 1, 8))
+
+
+def test_samples_are_taken_at_every_checkpoint(layout: RunLayout) -> None:
+    steps = {}
+    for stage in ("pretrain", "sft"):
+        records = list(read_records(layout.training(stage) / "samples.jsonl"))
+        assert {(record["kind"], record["prompt"]) for record in records} == {("sample", "What does")}
+        steps[stage] = {record["step"] for record in records}
+    assert max(steps["pretrain"]) == 44 and steps["sft"] == {4, 8}
+    assert "What does (fine-tuning sft)" in layout.report.read_text(encoding="utf-8")
 
 
 def test_running_again_does_nothing(root: Path, layout: RunLayout) -> None:

@@ -29,6 +29,7 @@ LAYERS = (
     ("pipeline.__main__",),
     ("training.runs",),
     (
+        "training.adapter_names",
         "training.block_sizes",
         "training.layers.cross_entropy",
         "training.layers.masks",
@@ -46,6 +47,7 @@ LAYERS = (
     ("training.trainer",),
     ("training.trainer.callbacks",),
     ("training.objective",),
+    ("training.preference",),
     ("training.export",),
     ("training.model_loading",),
     ("training.inference",),
@@ -78,6 +80,7 @@ NEVER_REACHES = {
     "training.engine": ("training.models", "training.layers", "training.data", "training.checkpoint"),
     "training.optim": ("training.models", "training.data", "training.checkpoint"),
     "training.objective": ("training.models", "training.engine", "deepspeed"),
+    "training.preference": ("training.models", "training.engine", "training.trainer", "deepspeed"),
     "training.trainer": ("training.models", "training.layers"),
     "training.checkpoint": ("training.models", "training.layers", "training.data"),
     "training.model_loading": ("training.trainer",),
@@ -86,6 +89,7 @@ NEVER_REACHES = {
     "training.export": ("training.trainer",),
     "training.compare": ("training.trainer",),
     "training.runs": ("torch",),
+    "training.adapter_names": ("torch",),
     "training.block_sizes": ("torch",),
     "training.report": ("torch",),
     "training.estimate": ("torch",),
@@ -93,10 +97,11 @@ NEVER_REACHES = {
 }
 #: All that a package may reach of ``training``, apart from itself.
 REACHES_OF_TRAINING: dict[str, tuple[str, ...]] = {
-    "launch": ("training.estimate", "training.runs", "training.block_sizes"),
-    "training.estimate": ("training.block_sizes",),
+    "launch": ("training.estimate", "training.runs", "training.block_sizes", "training.adapter_names"),
+    "training.estimate": ("training.block_sizes", "training.adapter_names"),
     "training.report": (),
     "training.runs": (),
+    "training.adapter_names": (),
     "training.block_sizes": (),
     "training.distributed": (),
 }

@@ -2,7 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from artefacts.errors import RequestError
@@ -85,6 +86,18 @@ class Tokenizer(ABC):
     def is_byte(self, token: int) -> bool:
         """Return whether an id stands for a single byte. Characters without a piece are encoded as bytes."""
 
+    @cached_property
+    def control_ids(self) -> Mapping[str, int]:
+        """Map from the name of each control token to its id. Encoding never produces these ids."""
+        tokens = (token for token in range(self.vocab_size) if self.is_reserved(token) and token != self.unknown_id)
+        return {self.piece(token): token for token in tokens}
+
+    @property
+    def special_names(self) -> dict[str, str]:
+        """Names of special tokens under the names by which chat templates refer to them, such as ``eos_token``."""
+        ids = {"bos_token": self.first_id, "eos_token": self.end_of_text_id, "pad_token": self.pad_id}
+        return {name: self.piece(token) for name, token in ids.items()}
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a completion."""
@@ -111,8 +124,11 @@ class Tokenizer(ABC):
 
     @property
     def pad_id(self) -> int:
-        """Id of ``<|pad|>``, which pads the shorter conversations in a batch."""
-        return self._chat_token(special_tokens.PAD_ID)
+        """Id of ``<|pad|>``, which pads the shorter conversations in a batch.
+
+        Without chat tokens, it is ``end_of_text_id``: padding is never a target, so any token will do.
+        """
+        return special_tokens.PAD_ID if self.has_chat_tokens else self.end_of_text_id
 
     @property
     def end_of_turn_id(self) -> int:
@@ -130,10 +146,7 @@ class Tokenizer(ABC):
             RequestError: the tokenizer has no chat tokens.
         """
         if not self.has_chat_tokens:
-            raise RequestError(
-                "this tokenizer has no chat tokens, which fine-tuning and generate.chat need: "
-                "use tokenizer.kind=bpe or characters"
-            )
+            raise RequestError("this tokenizer has no chat tokens: use tokenizer.kind=bpe or characters")
 
     def _checked(self, token: int) -> int:
         if not 0 <= token < self.vocab_size:

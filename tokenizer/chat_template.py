@@ -1,77 +1,226 @@
-"""The chat template, which turns messages into ids and labels.
+"""Chat templates turn messages into token ids and labels.
 
-A conversation is ``<|begin|>``, followed by each message's role token, content and ``<|end|>``.
+A template is a Jinja program, as in transformers. Only the template's own text can produce control tokens. The content
+of a message is always encoded as plain text, even if it contains a control token's name.
+
+ChatML's tokens ``<|im_start|>`` and ``<|im_end|>`` stand for the tokenizer's tokens at the beginning of a conversation
+and at the end of a turn, unless the tokenizer has tokens with these names.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 from artefacts.errors import RequestError
-from tokenizer import special_tokens
 from tokenizer.base import Tokenizer
+from tokenizer.chat_layout import Layouts, UnrenderableError, as_rendered
+from tokenizer.jinja_sandbox import Messages
 from tokenizer.special_tokens import IGNORED
 
-_ROLES = {"system": special_tokens.SYSTEM_ID, "user": special_tokens.USER_ID, "assistant": special_tokens.ASSISTANT_ID}
+ROLES = ("system", "user", "assistant")
+
+#: Name of a built-in template -> its Jinja program.
+BUILT_IN = {
+    "millrace": (
+        "{{ '<|begin|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+        "{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+        "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    ),
+    "chatml": (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+        "{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "instruction": (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
+        "{% elif message['role'] == 'user' %}"
+        "{{ '### Instruction:\\n' + message['content'] + '\\n\\n### Response:\\n' }}"
+        "{% else %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+        "{% if not loop.last %}{{ '\\n\\n' }}{% endif %}{% endif %}{% endfor %}"
+    ),
+}
 
 
-def render(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the ids and labels of a conversation.
+class ChatTemplate:
+    """A chat template for one tokenizer.
 
-    Returns:
-        Two lists of the same length. ``labels[i]`` is ``ids[i]`` for the content of assistant messages and their
-        ``<|end|>``, and ``IGNORED`` everywhere else. The labels are not shifted by one; the loss does that.
-
-    Raises:
-        RequestError: there is no message, a role is unknown, content is not text, or the tokenizer has no chat tokens.
-    """
-    tokenizer.require_chat_tokens()
-    ids, labels = [special_tokens.BEGIN_ID], [IGNORED]
-    for role, content in _checked(messages):
-        message_ids = [*tokenizer.encode(content), special_tokens.END_OF_TURN_ID]
-        ids += [_ROLES[role], *message_ids]
-        labels += [IGNORED, *(message_ids if role == "assistant" else [IGNORED] * len(message_ids))]
-    return ids, labels
-
-
-def prompt(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of a conversation that the assistant will continue. They end with ``<|assistant|>``.
-
-    Raises:
-        RequestError: for the same reasons as in ``render``.
-    """
-    return [*render(messages, tokenizer)[0], special_tokens.ASSISTANT_ID]
-
-
-def text(messages: Sequence[Mapping[str, str]], control: str = "", continued: bool = True) -> str:
-    """Return a conversation as text, for libraries that work with strings.
-
-    Args:
-        messages: the messages.
-        control: put before the name of every control token, to tell it from the same name in a message.
-        continued: whether to end with ``<|assistant|>``, which the assistant continues. If False, the last message is
-            left open instead.
-
-    Raises:
-        RequestError: for the same reasons as in ``render``.
+    Attributes:
+        source: the Jinja program.
+        stop_ids: ids that end a completion. They include the token that ends the assistant's turns.
     """
 
-    def name(token: int) -> str:
-        return control + special_tokens.RESERVED[token]
+    def __init__(self, source: str, tokenizer: Tokenizer, name: str = "the chat template") -> None:
+        """Compile a template. ``name`` is its name in messages.
 
-    parts = [name(special_tokens.BEGIN_ID)]
-    for role, content in _checked(messages):
-        parts += [name(_ROLES[role]), content, name(special_tokens.END_OF_TURN_ID)]
-    return "".join([*parts, name(special_tokens.ASSISTANT_ID)] if continued else parts[:-1])
+        Raises:
+            RequestError: the template has a syntax error, cannot render a conversation, does not show which text the
+                assistant generates, or ends the assistant's turns without a control token.
+        """
+        self.source, self._tokenizer = source, tokenizer
+        self._layouts = Layouts(source, name, _control_tokens(tokenizer), tokenizer.special_names)
+        self._keeps_contents = source in BUILT_IN.values()
+        self.stop_ids: frozenset[int] = tokenizer.stop_ids | self._layouts.stop_ids
+
+    def render(self, messages: Messages, loss_on: str = "assistant") -> tuple[list[int], list[int]]:
+        """Return the ids and labels of a conversation.
+
+        Args:
+            messages: the conversation.
+            loss_on: ``assistant``, or ``all`` to learn the other messages and the template's own text too.
+
+        Returns:
+            Two lists of the same length. ``labels[i]`` is ``ids[i]`` if it is learned, and ``IGNORED`` otherwise. With
+            ``assistant``, the assistant's contents and the tokens that end its turns are learned. The labels are not
+            shifted by one; the loss does that.
+
+        Raises:
+            RequestError: there is no message, a role is unknown, or content is not text.
+            UnrenderableError: the template refuses the conversation, or changes the content of a message.
+        """
+        ids, learned = self._encode(messages, False)
+        if loss_on == "all":
+            return ids, list(ids)
+        return ids, [token if is_learned else IGNORED for token, is_learned in zip(ids, learned, strict=True)]
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """Return the ids of a conversation that the assistant will continue.
+
+        Raises:
+            RequestError: for the reasons in ``render``, or if the template cannot render the conversation.
+        """
+        try:
+            return self._encode(messages, True)[0]
+        except UnrenderableError as error:
+            raise RequestError(f"{self._layouts.name}: {error}") from None
+
+    def text(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+        """Return a conversation as text, as transformers renders it. Do not encode it: contents can imitate tokens.
+
+        Raises:
+            UnrenderableError: the template refuses the conversation.
+        """
+        return self._layouts.text(messages, add_generation_prompt)
+
+    def marked_text(self, messages: Messages, mark: Callable[[int], str], continued: bool = True) -> str:
+        """Return a conversation as text in which a mark stands for each control token, for libraries that pass text on.
+
+        Args:
+            messages: the conversation.
+            mark: returns the mark of a control token. No content may contain a mark.
+            continued: whether the assistant continues the conversation. If False, the last message is left open.
+
+        Raises:
+            RequestError: for the reasons in ``render``, or if the template cannot render the conversation.
+        """
+        contents = [content for _, content in _checked(messages)]
+        try:
+            layout = self._layouts.of(tuple(message["role"] for message in messages), continued)
+            if not self._keeps_contents:
+                contents = as_rendered(layout, contents, self.text(messages, continued))
+        except UnrenderableError as error:
+            raise RequestError(f"{self._layouts.name}: {error}") from None
+        pieces = [
+            contents[one.message] if one.message is not None else one.text if one.token is None else mark(one.token)
+            for one in layout
+        ]
+        last = next(i for i, one in enumerate(layout) if one.message == len(messages) - 1)
+        return "".join(pieces if continued else pieces[: last + 1])
+
+    def exported(self) -> str:
+        """Return the Jinja program for transformers, where ChatML's tokens need the names of the tokenizer's tokens."""
+        source = self.source
+        for alias, token in _chatml_tokens(self._tokenizer).items():
+            if alias not in self._tokenizer.control_ids:
+                source = source.replace(alias, self._tokenizer.piece(token))
+        return source
+
+    def _encode(self, messages: Messages, prompt: bool) -> tuple[list[int], list[bool]]:
+        """Return a conversation's ids, and whether the assistant generates them."""
+        contents = [content for _, content in _checked(messages)]
+        layout = self._layouts.of(tuple(message["role"] for message in messages), prompt)
+        if not self._keeps_contents:
+            contents = as_rendered(layout, contents, self.text(messages, prompt))
+        ids: list[int] = []
+        learned: list[bool] = []
+        text = ""
+        for segment, following in zip(layout, [*layout[1:], None], strict=True):
+            encoded = [] if segment.token is None else [segment.token]
+            if segment.token is None:
+                text += segment.text if segment.message is None else contents[segment.message]
+                # Consecutive text is encoded in one piece, as transformers does, except where learning begins or ends:
+                # a prompt must be encoded in the same way as in training.
+                if following and following.token is None and following.learned == segment.learned:
+                    continue
+                encoded, text = self._tokenizer.encode(text), ""
+            ids += encoded
+            learned += [segment.learned] * len(encoded)
+        return ids, learned
 
 
-def _checked(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+def _control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the names that produce control tokens in a template's own text, with their ids."""
+    return _chatml_tokens(tokenizer) | dict(tokenizer.control_ids)
+
+
+def _chatml_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the tokens that take the place of ChatML's tokens if the tokenizer does not have them."""
+    end = tokenizer.end_of_turn_id if tokenizer.has_chat_tokens else tokenizer.end_of_text_id
+    return {"<|im_start|>": tokenizer.first_id, "<|im_end|>": end}
+
+
+def load(template: str, tokenizer: Tokenizer, key: str = "finetune.examples.template") -> ChatTemplate:
+    """Load a built-in template by its name, or a template from a file. ``key`` is the recipe key, for messages.
+
+    Raises:
+        RequestError: there is no such template, or it cannot be used with this tokenizer.
+    """
+    if template == "millrace" and not tokenizer.has_chat_tokens:
+        raise RequestError(
+            f"{key}=millrace needs chat tokens, which this tokenizer does not have: set {key}=chatml or "
+            f"{key}=instruction, or use tokenizer.kind=bpe or characters"
+        )
+    return ChatTemplate(source_of(template, key), tokenizer, f"{key}: {template}")
+
+
+def source_of(template: str, key: str = "finetune.examples.template") -> str:
+    """Return the Jinja program of a built-in template, or the content of a file.
+
+    Raises:
+        RequestError: there is no such template or file.
+    """
+    if template in BUILT_IN:
+        return BUILT_IN[template]
+    path = Path(template)
+    if not path.is_file():
+        raise RequestError(f"{key}: {template} is neither {', '.join(BUILT_IN)} nor a file with a Jinja template")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{key}: {template}: cannot be read: {error}") from None
+
+
+def default(tokenizer: Tokenizer) -> ChatTemplate:
+    """Return the template for weights that were not fine-tuned."""
+    return load("millrace" if tokenizer.has_chat_tokens else "chatml", tokenizer)
+
+
+def _checked(messages: Messages) -> list[tuple[str, str]]:
+    """Return each message's role and content.
+
+    Raises:
+        RequestError: there is no message, a role is unknown, or content is not text.
+    """
     if not messages:
         raise RequestError("a conversation needs at least one message")
-    checked = []
+    pairs = []
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
-        if role not in _ROLES:
-            raise RequestError(f"message {number}: role {role!r} is not one of {', '.join(_ROLES)}")
+        if role not in ROLES:
+            raise RequestError(f"message {number}: role {role!r} is not one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise RequestError(f"message {number}: content is not text")
-        checked.append((role, content))
-    return checked
+        pairs.append((role, content))
+    return pairs

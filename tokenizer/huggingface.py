@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._vocab_size = max(self._pieces.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._pieces.get_added_tokens_decoder()
         self._reserved = frozenset(token for token, facts in added.items() if facts.special)
-        self.end_of_text_id = self._end_of_text(config)
-        self._beginning = self._named(config, "bos_token")
+        self._named = _special_names(config)
+        self.end_of_text_id = self._end_of_text(self._named.get("eos_token"))
         self._bytes = self._byte_ids()
 
     @classmethod
@@ -66,26 +67,25 @@ class HuggingFaceTokenizer(Tokenizer):
         except UnicodeDecodeError:
             raise RequestError("not UTF-8") from None
 
-    def _named(self, config: str | None, key: str) -> str | None:
-        """Return the special token that ``tokenizer_config.json`` has at a key, or None."""
-        if config is None:
-            return None
-        try:
-            named: Any = json.loads(config).get(key)
-        except (ValueError, AttributeError):
-            raise RequestError(f"{CONFIG_NAME} is damaged") from None
-        named = named.get("content") if isinstance(named, dict) else named
-        return named if isinstance(named, str) else None
-
-    def _end_of_text(self, config: str | None) -> int:
-        named = self._named(config, "eos_token")
-        for name in (_ENDS[0], *([named] if named else []), *_ENDS[1:]):
+    def _end_of_text(self, eos_token: str | None) -> int:
+        for name in (_ENDS[0], *([eos_token] if eos_token else []), *_ENDS[1:]):
             token = self._pieces.token_to_id(name)
             if token is not None:
                 return int(token)
         raise RequestError(
             f"no token to end a document: it has none of {', '.join(_ENDS)}, nor the eos_token of {CONFIG_NAME}"
         )
+
+    @cached_property
+    def control_ids(self) -> Mapping[str, int]:
+        """Map from the name of each special token to its id. Encoding never produces these ids."""
+        return {self.piece(token): token for token in sorted(self._reserved)}
+
+    @property
+    def special_names(self) -> dict[str, str]:
+        """Names of special tokens: those in ``tokenizer_config.json``, and otherwise the token that ends a document."""
+        known = {key: name for key, name in self._named.items() if self._pieces.token_to_id(name) is not None}
+        return {**super().special_names, **known}
 
     def _byte_ids(self) -> frozenset[int]:
         """Return the ids of single bytes if the vocabulary is byte-level or has byte fallback, or else an empty set."""
@@ -99,7 +99,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def prefix_id(self) -> int:
-        token = self._pieces.token_to_id(self._beginning) if self._beginning else None
+        token = self._pieces.token_to_id(self._named["bos_token"]) if "bos_token" in self._named else None
         return self.end_of_text_id if token is None else int(token)
 
     def encode_as_released(self, text: str) -> list[int]:
@@ -133,3 +133,19 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def is_byte(self, token: int) -> bool:
         return token in self._bytes
+
+
+def _special_names(config: str | None) -> dict[str, str]:
+    """Return the names of special tokens in ``tokenizer_config.json``, such as ``eos_token``.
+
+    Raises:
+        RequestError: the file is damaged.
+    """
+    if config is None:
+        return {}
+    try:
+        entries = json.loads(config).items()
+    except (ValueError, AttributeError):
+        raise RequestError(f"{CONFIG_NAME} is damaged") from None
+    named = {key: entry.get("content") if isinstance(entry, dict) else entry for key, entry in entries}
+    return {key: name for key, name in named.items() if key.endswith("_token") and isinstance(name, str)}

@@ -8,12 +8,14 @@ import torch
 
 from artefacts import manifest
 from artefacts.errors import RequestError
-from artefacts.training_folder import CHECKPOINTS
 from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from tokenizer import chat_template
+from tokenizer.base import Tokenizer
+from tokenizer.chat_template import ChatTemplate
 from training.checkpoint.full_weights import read_weights, require_checkpoint
-from training.checkpoint.load import newest_complete
+from training.checkpoint.load import usable_checkpoint
 from training.distributed.device import choose_device
 from training.export.weights import load_backbone, load_weights
 from training.layers import cpu
@@ -67,7 +69,7 @@ def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]
 
 
 def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
-    """Return ``generate.weights``, or the newest checkpoint of ``generate.stage``, and print the choice to stderr.
+    """Return ``generate.weights``, or the usable checkpoint of ``generate.stage``, and print the choice to stderr.
 
     Raises:
         RequestError: there is no checkpoint, the checkpoint has a different tokenizer or model, or the stage is not set
@@ -81,7 +83,7 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
         stage = run_weights.wanted_stage(recipe, layout)
         if stage != "pretrain" and section.stage is None:
             run_weights.check_finetuning(layout, stage)
-        newest = newest_complete(layout.training(stage) / CHECKPOINTS)
+        newest = usable_checkpoint(layout.training(stage))
         if newest is None:
             raise run_weights.none_yet(layout, stage)
         for line in newest.skipped:
@@ -93,6 +95,18 @@ def wanted_checkpoint(recipe: Recipe, layout: RunLayout) -> Path:
     if section.chat and run_weights.is_only_pretrained(saved):
         print("note: these weights were not fine-tuned for chat: set generate.chat=false", file=sys.stderr)
     return checkpoint
+
+
+def chat_template_of(checkpoint: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """Return the chat template that a checkpoint's weights were fine-tuned with, or the default template.
+
+    Raises:
+        RequestError: the checkpoint cannot be read.
+    """
+    run = manifest.require(checkpoint, "pretrain").details.get("run", {})
+    if source := run.get("chat_template"):
+        return ChatTemplate(source, tokenizer, f"the chat template of {checkpoint}")
+    return chat_template.default(tokenizer)
 
 
 def first_weights(recipe: Recipe, model: torch.nn.Module, experts: range | None = None) -> None:

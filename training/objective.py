@@ -1,6 +1,6 @@
 """The training objective: cross-entropy, multi-token prediction and balancing losses, each with its own denominator."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,14 +45,32 @@ class Objective:
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """Compute each loss summed over a batch, as scalars attached to the autograd graph."""
-        balance = [name for name in ("sequence_balance", "load_balance", "router_z") if name in self.weights]
-        options = {"balance": balance} if balance else {}
-        sums = model(batch.inputs, targets=self._targets(batch), **self._context(batch), **options)
-        return dict(sums)
+        return self.forward(model, batch, self._targets(batch), self.balancing)
+
+    @property
+    def balancing(self) -> list[str]:
+        """Names of the balancing losses that are computed."""
+        return [name for name in ("sequence_balance", "load_balance", "router_z") if name in self.weights]
+
+    def forward(
+        self,
+        model: Any,
+        batch: Batch,
+        targets: list[torch.Tensor],
+        balancing: Sequence[str] = (),
+        per_token: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """Run a model on a batch and return its losses by name. See ``DeepseekForCausalLM.forward``."""
+        options = {**({"balance": balancing} if balancing else {}), **({"per_token": True} if per_token else {})}
+        return dict(model(batch.inputs, targets=targets, **self._context(batch), **options))
+
+    def validate(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, int]]:
+        """Compute the cross-entropy summed over a batch's targets, and the number of targets."""
+        return {"cross_entropy": (self.cross_entropy(model, batch)[0], batch.targets)}
 
     def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the cross-entropy summed over a batch's targets, and the number of targets, for validation."""
-        sums = model(batch.inputs, targets=[batch.labels], **self._context(batch))
+        """Compute the cross-entropy summed over a batch's targets, and the number of targets, as tensors."""
+        sums = self.forward(model, batch, [batch.labels])
         return sums["cross_entropy"], (batch.labels != IGNORED).sum()
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:

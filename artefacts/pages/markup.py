@@ -32,15 +32,19 @@ def facts(values: Mapping[str, str]) -> str:
     return f'<dl class="facts">{items}</dl>' if items else ""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """Return a table. The first column names the row, and the others hold numbers. Returns "" if there are no rows."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", texts: bool = False) -> str:
+    """Return a table. The first column names the row, and the others hold numbers. Returns "" if there are no rows.
+
+    With ``texts``, the last column holds texts, whose line breaks are kept.
+    """
     lines = ["".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows]
     if not lines:
         return ""
     names = "".join(f"<th>{text(name)}</th>" for name in head)
     title = f"<caption>{text(caption)}</caption>" if caption else ""
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table>{title}<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="texts"' if texts else ""
+    return f'<div class="scroll"><table{kind}>{title}<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def details(summary: str, content: str) -> str:

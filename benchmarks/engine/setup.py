@@ -8,6 +8,7 @@ import torch
 
 from artefacts.checkout import CHECKOUT
 from benchmarks.model.shapes import SHAPES, VOCAB
+from configs.schema.adapter import LoraSection
 from configs.schema.models.deepseek import DeepseekSection
 from configs.schema.train import TrainSection
 from training.data.batch import Batch
@@ -18,6 +19,7 @@ from training.engine.deepspeed_config import deepspeed_config
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
 from training.optim.build import build_optimizer
+from training.optim.trained_part import TrainedPart
 
 SAMPLES, LENGTH = 8, 256
 #: Twelve layers, so narrow that Python overhead dominates on any machine. See also ``LENGTHS``.
@@ -71,8 +73,11 @@ def alone() -> Ranks:
     return join()
 
 
-def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES) -> Setup:
-    """Build a single-process engine around the model of this size, with the recipes' default optimizer."""
+def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES, lora: LoraSection | None = None) -> Setup:
+    """Build a single-process engine around the model of this size, with the recipes' default optimizer.
+
+    With ``lora``, only adapters are trained.
+    """
     ranks, shape, length = alone(), _SHAPES[size], LENGTHS.get(size, LENGTH)
     train = TrainSection(
         context_length=length,
@@ -84,6 +89,7 @@ def setup(size: str, precision: str, stage: int, micro_batch: int = SAMPLES) -> 
     )
     model = DeepseekForCausalLM(shape, VOCAB)
     init_weights(model, 0)
+    TrainedPart(lora).prepare(model, 0, new=True)
     optimizer = build_optimizer(model, train.optimizer, train.learning_rate)
     config = deepspeed_config(train, 1, 1, SAMPLES, micro_batch)
     return Setup(shape, train, build_engine(model, optimizer, config, ranks), Objective(shape, train), ranks)

@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.table import run
 
-_MODULES = ("step", "decode", "evaluate", "memory", "documents", "window", "dense")
+_MODULES = ("step", "decode", "evaluate", "memory", "documents", "window", "packed_examples", "dense", "lora")
 
 if __name__ == "__main__":
     sys.exit(run("python -m benchmarks.model", __doc__, "The models and their peers", _MODULES, sys.argv[1:]))

@@ -12,6 +12,7 @@ _KEYS = {
     "tokens": "data.tokens",
     "examples": "finetune.examples",
     "max_length": "finetune.max_length",
+    "method": "finetune.method",
     "seed": "run.seed",
     "context_length": "train.context_length",
     "validation_fraction": "data.tokens.validation_fraction",
@@ -28,6 +29,7 @@ _WITHOUT_VALUES = {
     "tokens": "different tokens",
     "packing": "a different packing of the tokens",
     "examples": "different examples",
+    "template": "a different chat template",
     "checkpoint": "a different checkpoint",
 }
 

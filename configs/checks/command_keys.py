@@ -21,7 +21,7 @@ READS: dict[str, tuple[str, ...]] = {
     "attention": (*_WEIGHTS, "generate"),
     "evaluate": (*_WEIGHTS, "generate", "evaluate"),
     "checkpoints": (*_WEIGHTS, "evaluate"),
-    "export": (*_WEIGHTS, "generate.weights", "generate.stage"),
+    "export": (*_WEIGHTS, "generate.weights", "generate.stage", "export"),
     "compare": (*_SHAPE, "data", "tokenizer"),
     "estimate": _SHAPE,
     "inspect": (*_SHAPE, "data.root"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from artefacts import command_hints, lock, manifest
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_folder import finished, has_weights, read_identity
+from artefacts.training_folder import CHECKPOINTS, STOPPED_EARLY, finished, has_weights, read_identity
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
@@ -27,11 +27,24 @@ def line(checkpoint: Path, saved: Manifest, stale: str = "") -> str:
     if run.get("imported"):
         state = "imported"
     elif run:
-        state += f" of {run['steps']}{'' if step == run['steps'] else ', training is not finished'}"
+        state += f" of {run['steps']}{'' if step == run['steps'] else _why_earlier(checkpoint, saved)}"
     note = f" (not current: {stale})" if stale else ""
     stage = _STAGES.get(run.get("stage", ""), "given")
     name = f" ({run['name']})" if run.get("stage") == "finetune" else ""
     return f"weights: {stage}{name}, {state}: {checkpoint}{note}"
+
+
+def _why_earlier(checkpoint: Path, saved: Manifest) -> str:
+    """Explain, after a comma, why a checkpoint is from an earlier step than the last step of its run."""
+    folder = checkpoint.parents[1]
+    try:
+        ended = finished(folder) if checkpoint.parent.name == CHECKPOINTS else None
+    except RequestError:
+        ended = None
+    is_used = ended is not None and ended.key == saved.key and ended.details["checkpoint"] == checkpoint.name
+    if STOPPED_EARLY in saved.counts:
+        return ", where training ended early"
+    return ", the lowest validation loss" if is_used else ", training is not finished"
 
 
 def is_only_pretrained(saved: Manifest) -> bool:

@@ -61,6 +61,16 @@ class EvaluateSection(Section):
         return self
 
 
+class ExportSection(Section):
+    """What `make export` writes."""
+
+    merge: bool = Field(
+        False,
+        description="For weights fine-tuned with `finetune.lora`: merge the adapters into the exported weights. "
+        "`false` exports the model without them, and writes them to `export/adapter/` in peft's format.",
+    )
+
+
 class GenerateSection(Section):
     """How `make generate` continues a prompt. `make evaluate` and `make export` also read `weights` and `stage`."""
 
@@ -75,8 +85,8 @@ class GenerateSection(Section):
     chat: bool = Field(False, description="Wrap the prompt as a user message and generate the assistant's answer.")
     weights: OptionalPath = Field(
         None,
-        description="A checkpoint, or the `pretrain/` or `finetune/NAME/` folder of a run. Defaults to the newest "
-        "weights of this run's `stage`.",
+        description="A checkpoint, or the `pretrain/` or `finetune/NAME/` folder of a run. Defaults to the weights "
+        "that this run's `stage` ended with or, while it trains, its newest checkpoint.",
     )
     stage: str | None = Field(
         None,

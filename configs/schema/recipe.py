@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from artefacts.errors import RequestError
 from configs.schema.base import Section
 from configs.schema.data import DataSection
-from configs.schema.evaluate import EvaluateSection, GenerateSection
+from configs.schema.evaluate import EvaluateSection, ExportSection, GenerateSection
 from configs.schema.finetune import FinetuneSection
 from configs.schema.launch import LaunchSection
 from configs.schema.models import AnyModelSection, ModelSection
@@ -35,6 +35,7 @@ class Recipe(Section):
     finetune: tuple[FinetuneSection, ...] = ()
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
+    export: ExportSection = ExportSection()
     launch: LaunchSection = LaunchSection()
 
     @field_validator("finetune", mode="before")
@@ -70,6 +71,7 @@ class Recipe(Section):
         self._topology_fits()
         self._experts_fit()
         self._losses_fit()
+        self._trained_part_fits()
         return self
 
     def _stages_fit(self) -> None:
@@ -118,6 +120,8 @@ class Recipe(Section):
         family = f"model.family={self.family}"
         if self.finetune:
             raise ValueError(f"finetune: {family} is not a language model and has no chat: leave it out")
+        if self.train.samples:
+            raise ValueError(f"train.samples: {family} is not a language model and completes no text: leave it out")
         if self.train.packing != "windows":
             raise ValueError(f"train.packing ({self.train.packing}): {family} learns from examples: leave it out")
         if self.train.mask_documents:
@@ -158,6 +162,12 @@ class Recipe(Section):
             if not read and weight not in (0, default):
                 what = "predicts one token ahead" if key == "mtp_loss" else "has no experts"
                 raise ValueError(f"train.{key} ({weight:g}): {family} {what} here: leave it out")
+
+    def _trained_part_fits(self) -> None:
+        """Reject stages that would train layers that the model lacks."""
+        for stage in self.finetune:
+            for key, fault in stage.faults_for(self.model):
+                raise ValueError(f"{self.stage_key(stage, key)}{fault}")
 
     def _topology_fits(self) -> None:
         ranks, ep = self.ranks, self.expert_parallel
@@ -295,6 +305,17 @@ class Recipe(Section):
     def micro_batch(self) -> int:
         """Samples per rank in a forward pass: train.micro_batch, or by default the rank's slice of the global batch."""
         return self.train.micro_batch or max(1, self.train.global_batch // self.ranks)
+
+    def micro_batch_of(self, stage: FinetuneSection, tokens_per_example: float | None = None) -> int:
+        """Examples per rank in a forward pass of a fine-tuning stage.
+
+        This is the largest number that divides a rank's batch and has no more tokens than pretraining's micro-batch.
+        By default, every example is counted with the maximum length.
+        """
+        share = stage.batch_examples // self.ranks
+        tokens = self.micro_batch * self.train.context_length
+        length = tokens_per_example or stage.rows * stage.max_length
+        return max((size for size in range(1, share + 1) if share % size == 0 and size * length <= tokens), default=1)
 
     @property
     def vocab_size(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from configs.schema.base import NonIdentity, Section
+from configs.schema.tracking import EarlyStoppingSection, SamplesSection, WandbSection
 from configs.schema.watch import WatchSection
 
 #: Optimizer -> the keys that it reads. All read ``weight_decay``.
@@ -194,6 +195,11 @@ class TrainSection(Section):
     eval_batches: NonIdentity[int] = Field(
         8, gt=0, description="Number of global batches in each validation during training."
     )
+    early_stopping: EarlyStoppingSection | None = Field(
+        None,
+        description="By default, training does not end early. Requires `eval_every`. Fine-tuning reads "
+        "`finetune.early_stopping` instead.",
+    )
     save_every: NonIdentity[int] = Field(
         0,
         ge=0,
@@ -211,6 +217,10 @@ class TrainSection(Section):
         "multiple of `eval_every`.",
     )
     log_every: NonIdentity[int] = Field(1, gt=0, description="Steps between records in `metrics.jsonl`.")
+    samples: NonIdentity[SamplesSection | None] = Field(
+        None, description="Without this section, no prompts are completed."
+    )
+    wandb: NonIdentity[WandbSection | None] = Field(None, description="Without this section, nothing is logged to W&B.")
     watch: WatchSection = WatchSection()
     simulate_crash_at: NonIdentity[int | None] = Field(
         None,
@@ -242,6 +252,8 @@ class TrainSection(Section):
                 f"keep_best ({self.keep_best}) needs a validation at every checkpoint: make save_every "
                 f"({self.save_every}) a multiple of eval_every ({self.eval_every})"
             )
+        if self.early_stopping and not self.eval_every:
+            raise ValueError("early_stopping needs validations: set eval_every")
         self._stage_fits()
         if self.schedule.warmup_steps >= self.steps:
             raise ValueError(
@@ -261,6 +273,13 @@ class TrainSection(Section):
             raise ValueError("offload_optimizer=nvme needs zero_stage=3 and does not work with muon")
         if (self.offload_optimizer == "nvme") != (self.offload_path is not None):
             raise ValueError("offload_path is the folder for offload_optimizer=nvme: set both or neither")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that define the run. Without early stopping, its key is left out, as in older runs."""
+        identity = super().identity()
+        if self.early_stopping is None:
+            del identity["early_stopping"]
+        return identity
 
     @property
     def global_batch(self) -> int:

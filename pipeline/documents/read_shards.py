@@ -24,24 +24,24 @@ def read_column(path: Path, column: str) -> pyarrow.ChunkedArray:
         return parquet.read_table(path, columns=[column])[column]
 
 
-def group_rows(path: Path) -> list[int]:
-    """Return the number of rows in each row group of a file.
+def group_rows(path: Path, artefact: str = "documents") -> list[int]:
+    """Return the number of rows in each row group of a file. ``artefact`` is the artefact's name, for messages.
 
     Raises:
         RequestError: the file is damaged.
     """
-    with repair_hints.reading("documents", path):
+    with repair_hints.reading(artefact, path):
         metadata = parquet.ParquetFile(path).metadata
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-def read_group(path: Path, group: int, columns: list[str]) -> pyarrow.Table:
-    """Read some columns of one row group of a file.
+def read_group(path: Path, group: int, columns: list[str], artefact: str = "documents") -> pyarrow.Table:
+    """Read some columns of one row group of a file. ``artefact`` is the artefact's name, for messages.
 
     Raises:
         RequestError: the file is damaged.
     """
-    with repair_hints.reading("documents", path):
+    with repair_hints.reading(artefact, path):
         return parquet.ParquetFile(path).read_row_group(group, columns=columns)
 
 

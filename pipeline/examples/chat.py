@@ -1,72 +1,64 @@
 """The examples stage: build chat examples for fine-tuning, some of them held out for evaluation.
 
 ``examples/train-*.parquet`` and ``held-out-*.parquet`` have the columns ids, labels (-100 where no loss is computed),
-source, question and answer. ``pipeline/examples/split.py`` describes the split.
+source, question and answer. For a stage that learns preferences, they have ids_chosen, labels_chosen, ids_rejected,
+labels_rejected, source, question, chosen and rejected. ``rejected-*.parquet`` holds what was dropped or cut, with the
+reason. ``pipeline/examples/split.py`` describes the split. The manifest records the chat template.
 """
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from artefacts import manifest, repair_hints
+from artefacts import fingerprint, manifest, repair_hints
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.progress import bar
 from artefacts.stage import open_stage
 from configs.checks.data_guard import guard
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
+from configs.schema.examples import ExamplesSection
 from configs.schema.finetune import FinetuneSection
 from pipeline import parallel
 from pipeline.document import id_prefix
+from pipeline.examples import conversations, reading
+from pipeline.examples.conversations import Example, UnusableError
+from pipeline.examples.formats import PEEKED, description, detected, mapped_formats, wanted_fields
+from pipeline.examples.reading import KEY, PATH
+from pipeline.examples.rendering import TOO_LONG, Losses, Row, rendered
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.storage.digests import digests_of
+from tokenizer import chat_template
+from tokenizer.chat_template import BUILT_IN, IGNORED, ChatTemplate
+from tokenizer.registry import load_tokenizer
 
-TOO_LONG = "longer than finetune.max_length"
 REPEATED = "the same conversation as an earlier example"
-NOT_SAMPLED = "not sampled (finetune.examples.max_examples)"
+NOT_SAMPLED = f"not sampled ({KEY}.max_examples)"
 #: Recipe key of a limit -> the reason recorded for the examples that exceed it.
-_LIMITS = {"finetune.max_length": TOO_LONG, "finetune.examples.max_examples": NOT_SAMPLED}
-
-
-class Example(NamedTuple):
-    """A conversation, its last question and answer, and its origin."""
-
-    messages: list[dict[str, str]]
-    question: str
-    answer: str
-    source: str
+_LIMITS = {"finetune.max_length": TOO_LONG, f"{KEY}.max_examples": NOT_SAMPLED}
 
 
 def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
     """Build and publish a fine-tuning stage's examples. Returns the manifest, or None if they were up to date.
 
     Raises:
-        RequestError: the tokenizer or tokens are missing, too many records are unusable, or too few examples are left.
+        RequestError: the tokenizer or tokens are missing, the template cannot be used, too many records are unusable,
+            or too few examples are left.
     """
-    layout = RunLayout.of(recipe)
+    layout, examples = RunLayout.of(recipe), section.examples
     folder = layout.examples_of(section.name)
-    tokenizer = manifest.require(layout.tokenizer, "tokenizer")
-    inputs = {"tokenizer": tokenizer.fingerprint}
-    examples = {key: value for key, value in section.examples.identity().items() if key != "path"}
-    clean = recipe.data.clean
-    identity: dict[str, Any] = {
-        "examples": examples,
-        "max_length": section.max_length,
-        "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
-        "seed": recipe.run.seed,
-    }
-    check = guard(recipe, "examples", folder)
+    inputs = {"tokenizer": manifest.require(layout.tokenizer, "tokenizer").fingerprint}
+    if examples.template not in BUILT_IN:
+        inputs["template"] = fingerprint.of_value(chat_template.source_of(examples.template))
+    identity, check = _identity(recipe, section), guard(recipe, "examples", folder)
     with digests_of(folder) as digests:
-        if section.examples.kind == "instructions":
-            from pipeline.examples import instructions
-
-            inputs |= instructions.fingerprints(str(section.examples.path), digests)
+        if examples.kind != "pydocs":
+            inputs |= reading.inputs(examples, digests)
         elif source := _pydocs(recipe):
             identity["packages"] = source.identity()["packages"]
             inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
@@ -74,34 +66,100 @@ def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
             if stage.finished:
                 return None
             repair_hints.check_sizes("tokenizer", layout.tokenizer)
-            dropped: Counter[str] = Counter()
-            examples_read, counts = _gather(recipe, section, dropped)
-            counts |= _write(_unrepeated(examples_read, dropped), stage.work, recipe, section, dropped)
-            counts["dropped"] = dict(sorted(dropped.items()))
-            return stage.publish(counts, manifest.versions("sentencepiece", "pyarrow"))
+            tokenizer = load_tokenizer(layout.tokenizer)
+            template = chat_template.load(examples.template, tokenizer)
+            losses = Losses()
+            gathered, counts = _gather(recipe, section, losses)
+            rows = rendered(_unrepeated(gathered, losses), template, tokenizer, section, losses)
+            counts |= _write(_sampled(rows, recipe.run.seed, section, losses), stage.work, recipe, section, losses)
+            counts["dropped"] = dict(sorted(losses.dropped.items()))
+            counts["altered"] = dict(sorted(losses.altered.items()))
+            versions = manifest.versions("sentencepiece", "pyarrow", "jinja2")
+            return stage.publish(counts, versions, {"template": _recorded(examples, template)})
 
 
-def _gather(recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> tuple[list[Example], dict[str, Any]]:
+def _identity(recipe: Recipe, section: FinetuneSection) -> dict[str, Any]:
+    """Return the recipe keys that the examples depend on. Files are identified by their content."""
+    files = ["path", "revision"] + (["template"] if section.examples.template not in BUILT_IN else [])
+    clean = recipe.data.clean
+    return {
+        "examples": {key: value for key, value in section.examples.identity().items() if key not in files},
+        "method": section.method,
+        "max_length": section.max_length,
+        "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
+        "seed": recipe.run.seed,
+    }
+
+
+def _recorded(section: ExamplesSection, template: ChatTemplate) -> dict[str, Any]:
+    """Return what the manifest says about the template. Weights that learn from the examples need the same one."""
+    name = section.template if section.template in BUILT_IN else Path(section.template).name
+    return {"name": name, "source": template.source, "stop_ids": sorted(template.stop_ids)}
+
+
+def _learns_preferences(section: FinetuneSection) -> bool:
+    return section.method == "dpo"
+
+
+def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[list[Example], dict[str, Any]]:
     """Return all usable examples, in source order, and the counts for the manifest."""
     from pipeline.cleaning.normalize import Normalizer
 
     normalizer = Normalizer(recipe.data.clean.unicode, recipe.data.clean.fix_text)
     if section.examples.kind == "pydocs":
-        examples = _about_functions(recipe, normalizer.text, dropped)
-        return examples, {"candidates": len(examples) + sum(dropped.values())}
-    from pipeline.examples import instructions
-
-    path = str(section.examples.path)
-    bad = BadInputs(hints=instructions.HINTS)
-    examples = []
-    for where, messages in instructions.conversations(instructions.find(path), normalizer.text, bad):
-        answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        questions = [message["content"] for message in messages if message["role"] == "user"]
-        examples.append(Example(messages, questions[-1] if questions else "", answers[-1], where))
+        examples = _about_functions(recipe, normalizer.text, losses.dropped)
+        return examples, {"candidates": len(examples) + sum(losses.dropped.values())}
+    bad = BadInputs(hints={**reading.HINTS, **conversations.HINTS})
+    examples = read(section.examples, _learns_preferences(section), normalizer.text, bad, losses)
+    path = section.examples.path
     if not bad.good and not bad.reasons:
-        raise RequestError(f"finetune.examples.path: {path} has no records: {instructions.FORMATS}")
-    bad.check(recipe.data.max_bad_fraction, f"finetune.examples.path: {path}")
+        raise RequestError(f"{PATH}: {path} has no records: {reading.FILES}")
+    bad.check(recipe.data.max_bad_fraction, f"{PATH}: {path}")
     return examples, {"candidates": bad.good, "bad_inputs": dict(bad.reasons)}
+
+
+def read(
+    section: ExamplesSection, preferences: bool, normalized: Callable[[str], str], bad: BadInputs, losses: Losses
+) -> list[Example]:
+    """Read all examples from files or from a repository, and print their formats.
+
+    Args:
+        section: the recipe's section.
+        preferences: whether the examples must be preferences. Otherwise, only the chosen answers are used.
+        normalized: a function to apply to every text.
+        bad: counts the records that can be used and, by reason, those that cannot.
+        losses: keeps the records that cannot be used.
+
+    Raises:
+        RequestError: a file's records have no known format, or not the fields that the recipe names.
+    """
+    if preferences:
+        section = section.model_copy(update={"format": "preference"})
+    formats = mapped_formats(section)
+    examples: list[Example] = []
+    titles: dict[str, list[str]] = {}
+    for name, records in reading.record_files(section, wanted_fields(formats), bad):
+        peeked = list(islice(records, PEEKED))
+        if not peeked:
+            continue
+        form = detected(name, peeked, section, formats)
+        title = description(form, peeked)
+        if form.name == "preference" and not preferences:
+            title += ", of which only the chosen answers are learned"
+        titles.setdefault(title, []).append(name)
+        for record in chain(peeked, records):
+            try:
+                example = conversations.example(record.value, record.where, form, normalized)
+            except UnusableError as error:
+                bad.add(str(error), record.where)
+                losses.unusable(str(error), record.where, record.value)
+            else:
+                bad.good += 1
+                examples.append(example if preferences else example._replace(rejected=None))
+    for title, names in titles.items():
+        others = f" and {len(names) - 1} more files" if len(names) > 1 else ""
+        print(f"examples: {title}{f' in {names[0]}{others}' if len(titles) > 1 else ''}")
+    return examples
 
 
 def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: Counter[str]) -> list[Example]:
@@ -126,7 +184,7 @@ def _about_functions(recipe: Recipe, normalized: Callable[[str], str], dropped: 
     for item in questions(documents, held_out, recipe.run.seed, dropped):
         question, answer = normalized(item.question), normalized(item.answer)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        examples.append(Example(messages, question, answer, item.source))
+        examples.append(Example(item.source, messages, question, answer))
     return examples
 
 
@@ -140,66 +198,21 @@ def _plain(answer: str) -> str:
     return " ".join(answer.casefold().split())
 
 
-def _unrepeated(examples: list[Example], dropped: Counter[str]) -> list[Example]:
+def _unrepeated(examples: list[Example], losses: Losses) -> list[Example]:
     """Return the examples without repeated conversations."""
     seen: set[str] = set()
     kept = []
     for example in examples:
-        conversation = "\0".join(_plain(message["content"]) for message in example.messages)
+        conversation = "\0".join(_plain(message["content"]) for message in example.conversation)
         if conversation in seen:
-            dropped[REPEATED] += 1
+            losses.drop(REPEATED, example)
         else:
             seen.add(conversation)
             kept.append(example)
     return kept
 
 
-def _write(
-    examples: list[Example], work: Path, recipe: Recipe, section: FinetuneSection, dropped: Counter[str]
-) -> dict[str, Any]:
-    """Render, sample, split and write the examples. Returns the counts for both sides of the split."""
-    from pipeline.examples.split import split
-    from tokenizer import chat_template
-
-    rows = _sampled(_rendered(examples, recipe, section.max_length, dropped), recipe.run.seed, section, dropped)
-    if len(rows) < 2:
-        raise _too_few(len(rows), section, dropped)
-    held_out, warning = split([row["messages"] for row in rows], recipe.run.seed, section.examples.held_out_fraction)
-    if warning:
-        print(warning, file=sys.stderr)
-    counts: dict[str, Any] = {}
-    for name, mask in (("train", ~held_out), ("held-out", held_out)):
-        side = [row for row, taken in zip(rows, mask, strict=True) if taken]
-        _write_side(work, name, side)
-        counts[name.replace("-", "_")] = {
-            "examples": len(side),
-            "tokens": sum(len(row["ids"]) for row in side),
-            "target_tokens": sum(sum(label != chat_template.IGNORED for label in row["labels"]) for row in side),
-        }
-    return counts
-
-
-def _rendered(examples: list[Example], recipe: Recipe, max_length: int, dropped: Counter[str]) -> list[dict[str, Any]]:
-    """Return the examples that are not too long, with their ids and labels."""
-    from tokenizer import chat_template
-    from tokenizer.registry import load_tokenizer
-
-    tokenizer = load_tokenizer(RunLayout.of(recipe).tokenizer)
-    rows = []
-    with bar(len(examples), "example", "examples") as progress:
-        for example in examples:
-            ids, labels = chat_template.render(example.messages, tokenizer)
-            progress.update()
-            if len(ids) > max_length:
-                dropped[TOO_LONG] += 1
-            else:
-                rows.append({"ids": ids, "labels": labels, **example._asdict()})
-    return rows
-
-
-def _sampled(
-    rows: list[dict[str, Any]], seed: int, section: FinetuneSection, dropped: Counter[str]
-) -> list[dict[str, Any]]:
+def _sampled(rows: list[Row], seed: int, section: FinetuneSection, losses: Losses) -> list[Row]:
     """Return a sample of at most ``finetune.examples.max_examples`` rows."""
     import numpy as np
 
@@ -208,34 +221,45 @@ def _sampled(
     most = section.examples.max_examples
     if most is None or len(rows) <= most:
         return rows
-    hashes = keyed_hashes(seed, "examples", (f"{row['question']}\0{row['answer']}" for row in rows))
-    chosen = smallest(hashes, np.ones(len(rows), np.int64), most)
-    dropped[NOT_SAMPLED] = len(rows) - most
+    pairs = (f"{row.example.question}\0{row.example.answer}" for row in rows)
+    chosen = smallest(keyed_hashes(seed, "examples", pairs), np.ones(len(rows), np.int64), most)
+    losses.dropped[NOT_SAMPLED] = len(rows) - most
     return [row for row, taken in zip(rows, chosen, strict=True) if taken]
+
+
+def _write(rows: list[Row], work: Path, recipe: Recipe, section: FinetuneSection, losses: Losses) -> dict[str, Any]:
+    """Split and write the examples, and write the rejected ones. Returns the counts for both sides of the split."""
+    from pipeline.examples.split import split
+    from pipeline.examples.writing import write_rejected, write_side
+
+    # All parts of an example are on the same side.
+    origins = {id(row.origin): row.origin for row in rows}
+    if len(origins) < 2:
+        raise _too_few(len(origins), section, losses.dropped)
+    fraction = section.examples.held_out_fraction
+    of_origins, warning = split([origin.conversation for origin in origins.values()], recipe.run.seed, fraction)
+    sides = dict(zip(origins, of_origins.tolist(), strict=True))
+    if warning:
+        print(warning, file=sys.stderr)
+    counts: dict[str, Any] = {}
+    for name, held_out in (("train", False), ("held-out", True)):
+        side = [row for row in rows if sides[id(row.origin)] is held_out]
+        write_side(work, name, side, _learns_preferences(section))
+        counts[name.replace("-", "_")] = {
+            "examples": len(side),
+            "tokens": sum(len(ids) for row in side for ids in row.ids),
+            "target_tokens": sum(label != IGNORED for row in side for labels in row.labels for label in labels),
+        }
+    write_rejected(work, losses.rejected)
+    return counts
 
 
 def _too_few(left: int, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
     """Return the error to raise for too few examples. It says why examples were dropped and what to change."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
-    hints = ["add text" if section.examples.kind == "pydocs" else "add records to finetune.examples.path"]
+    hints = ["add text" if section.examples.kind == "pydocs" else f"add records to {PATH}"]
     hints += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]
     return RequestError(
         f"{'only one chat example is' if left else 'no chat example is'} left{why and f' (dropped: {why})'}; "
         f"fine-tuning needs at least two, one of them held out: {' or '.join(hints)}"
     )
-
-
-def _write_side(work: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    schema = pyarrow.schema(
-        [(column, pyarrow.list_(pyarrow.int32())) for column in ("ids", "labels")]
-        + [(column, pyarrow.string()) for column in ("source", "question", "answer")]
-    )
-    target = work / f"{name}-00000.parquet"
-    partial = target.with_name(f".{target.name}.partial")
-    with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for start in range(0, len(rows), 10_000):
-            writer.write_table(pyarrow.Table.from_pylist(rows[start : start + 10_000], schema))
-    os.replace(partial, target)

@@ -69,7 +69,7 @@ def _compare_source(
 ) -> None:
     """Compare the recorded inputs of documents or examples with the recipe's current ones. Reads all source files."""
     from pipeline.documents import input_fingerprints
-    from pipeline.examples import instructions
+    from pipeline.examples import reading
     from pipeline.sources.registry import open_sources
     from pipeline.sources.storage.digests import SourceDigests
 
@@ -92,7 +92,7 @@ def _compare_source(
             before, now = published.inputs, input_fingerprints.current(recipe, open_sources(recipe), digests)
         elif "files" in published.inputs and stage and stage.examples.path:
             before = {"files": published.inputs["files"]}
-            now = instructions.fingerprints(stage.examples.path, digests)
+            now = reading.inputs(stage.examples, digests)
         else:
             return
     except RequestError as error:
@@ -154,8 +154,9 @@ def _other_weights(name: str, folder: Path, layout: RunLayout) -> list[str]:
         stage = published.details.get("stage")
         for newest in checkpoints(layout.training(stage))[-1:] if stage else []:
             with suppress(RequestError):
-                saved = manifest.read(newest)
+                saved, ended = manifest.read(newest), finished(layout.training(str(stage)))
                 now |= {"checkpoint": saved.fingerprint} if saved else {}
+                now |= {"checkpoint": ended.details["weights"]} if ended else {}
     if name == "evaluation":
         for stage in ("pretrain", *layout.finetuned()):
             with suppress(RequestError):  # reported when the stage is checked

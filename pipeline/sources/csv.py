@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from textwrap import shorten
-from typing import IO, ClassVar
+from typing import IO, Any, ClassVar
 
 from artefacts.errors import RequestError, spelled
 from pipeline.document import Document
@@ -53,31 +53,16 @@ class CsvSource(FileSource):
         if fault := signatures.other_kind(signatures.peek(stream)):
             bad.add(fault, file.name, file.size)
             return
-        # Without a limit, a field with an unclosed quote would extend to the end of the file.
-        csv.field_size_limit(MOST_BYTES)
         # Report decoding errors per record instead of per block of the file.
         if self.encoding != encodings.UTF8:
             stream = encodings.as_utf8(stream, self.encoding)
-        lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-        delimiter = self.delimiter or ("\t" if files.plain_name(file.name).endswith(".tsv") else ",")
-        records = csv.reader(lines, delimiter=delimiter, strict=True)
+        records = open_records(stream, file, self.delimiter)
         header = next(records, None)
         if header is None:
             return
         column = self._column(header, file, "text_field", self.text_field)
         targets = self._column(header, file, "target_field", self.target_field) if self.target_field else None
-        number = malformed_lines = 0
-        while True:
-            number += 1
-            before = records.line_num
-            try:
-                record = next(records, None)
-            except csv.Error as error:
-                bad.add("malformed record", f"{file.name} record {number}: {error}")
-                malformed_lines += records.line_num - before
-                continue
-            if record is None:
-                break
+        for number, record in well_formed(records, file, bad):
             where = f"{file.name} record {number}"
             text = self._text(record, column, targets, len(header), where, bad) if record else None
             if text is None:
@@ -88,8 +73,6 @@ class CsvSource(FileSource):
                 continue
             bad.good += 1
             yield Document(f"csv:{file.name}:{number}", text, file.name, "record", target)
-        # An unclosed quote can swallow thousands of records.
-        bad.lost_bytes += file.size * malformed_lines // records.line_num
 
     def _column(self, header: list[str], file: File, key: str, column: str) -> int:
         if column not in header:
@@ -103,9 +86,8 @@ class CsvSource(FileSource):
 
     def _other_delimiter(self, header: list[str]) -> str:
         """Return a hint if the only column looks like several columns, or an empty string otherwise."""
-        marks = [mark for mark in _DELIMITERS if len(header) == 1 and mark in header[0]]
-        shown = "\\t" if marks[:1] == ["\t"] else "".join(marks[:1])
-        return f" (a single column: is {shown!r} its delimiter? set {self.key}.delimiter='{shown}')" if marks else ""
+        shown = other_delimiter(header)
+        return f" (a single column: is {shown!r} its delimiter? set {self.key}.delimiter='{shown}')" if shown else ""
 
     def _text(
         self, record: list[str], column: int, targets: int | None, width: int, where: str, bad: BadInputs
@@ -126,3 +108,40 @@ class CsvSource(FileSource):
             bad.add(encodings.fault(self.encoding), where)
             return None
         return text
+
+
+def open_records(stream: IO[bytes], file: File, delimiter: str | None = None) -> Any:
+    """Return a ``csv.reader`` of a file in UTF-8. Bytes that are not UTF-8 become lone surrogates.
+
+    If ``delimiter`` is None, the file's suffix determines it.
+    """
+    # Without a limit, a field with an unclosed quote would extend to the end of the file.
+    csv.field_size_limit(MOST_BYTES)
+    lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    delimiter = delimiter or ("\t" if files.plain_name(file.name).endswith(".tsv") else ",")
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+def well_formed(records: Any, file: File, bad: BadInputs) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and fields of each well-formed record after the header. The others are counted in ``bad``."""
+    number = malformed_lines = 0
+    while True:
+        number += 1
+        before = records.line_num
+        try:
+            record = next(records, None)
+        except csv.Error as error:
+            bad.add("malformed record", f"{file.name} record {number}: {error}")
+            malformed_lines += records.line_num - before
+            continue
+        if record is None:
+            break
+        yield number, record
+    # An unclosed quote can swallow thousands of records.
+    bad.lost_bytes += file.size * malformed_lines // records.line_num
+
+
+def other_delimiter(header: list[str]) -> str:
+    """Return the delimiter that a header's only column contains, as text, or an empty string."""
+    marks = [mark for mark in _DELIMITERS if len(header) == 1 and mark in header[0]]
+    return "\\t" if marks[:1] == ["\t"] else "".join(marks[:1])

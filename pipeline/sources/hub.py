@@ -17,7 +17,7 @@ from artefacts.errors import RequestError, UnreachableError, spelled
 from pipeline.document import Document
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.base import KEY, Part
-from pipeline.sources.parquet import check_column, column_of, texts_of
+from pipeline.sources.parquet import check_column, column_of, records_of, texts_of
 from pipeline.sources.storage import files
 from pipeline.sources.storage.files import File
 from pipeline.sources.storage.retry import FIRST_ATTEMPTS, in_one_line, retry
@@ -36,7 +36,7 @@ class HubSource:
     Attributes:
         repository: name on the Hub (``Skylion007/openwebtext``), or a local folder.
         text_field: the text column. ``meta.body`` means the field ``body`` of the column ``meta``, unless there is a
-            column named ``meta.body``.
+            column named ``meta.body``. None if complete records are read.
         split: the split.
         config: the dataset configuration, or None for the default.
         revision: branch, tag or commit, or None for the newest.
@@ -44,7 +44,7 @@ class HubSource:
     """
 
     repository: str
-    text_field: str
+    text_field: str | None
     split: str = "train"
     config: str | None = None
     revision: str | None = None
@@ -131,6 +131,28 @@ class HubSource:
             yield Part(size or 0, (number, len(data_files), name))
 
     def read(self, part: Part, bad: BadInputs) -> Iterator[Document]:
+        row = 0
+        name = part.where[2]
+        for column in self._tables(part, bad):
+            for text in texts_of(column, name, row, bad):
+                if text is not None:
+                    yield Document(f"hub:{name}:{row}", text, name, "record")
+                row += 1
+
+    def records(self, part: Part, bad: BadInputs) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number and content of each row of a part, if ``text_field`` is None.
+
+        Rows that cannot be read are counted in ``bad``.
+        """
+        row = 0
+        for table in self._tables(part, bad):
+            for record in records_of(table, part.where[2], row, bad):
+                if record is not None:
+                    yield row, record
+                row += 1
+
+    def _tables(self, part: Part, bad: BadInputs) -> Iterator[Any]:
+        """Yield a part's text column or, if ``text_field`` is None, its rows, in pieces."""
         number, shards, name = part.where
         dataset = self._stream()
         if dataset.num_shards != shards:
@@ -139,15 +161,10 @@ class HubSource:
                 "it changed while it was read; start again"
             )
         shard = dataset.shard(num_shards=shards, index=number)
-        row = 0
         # If the sizes are unknown, all data files count equally.
         size = part.size or 1
         bad.bytes += size
-        for column in _Columns(self, shard, name, size, bad):
-            for text in texts_of(column, name, row, bad):
-                if text is not None:
-                    yield Document(f"hub:{name}:{row}", text, name, "record")
-                row += 1
+        yield from _Columns(self, shard, name, size, bad)
 
     @property
     def _dataset_id(self) -> tuple[str, str | None, str | None]:
@@ -176,7 +193,10 @@ def _refuse_offline(repository: str, key: str) -> None:
 
 
 class _Columns:
-    """Iterates over a shard's text as Arrow columns, in order. Resumes after broken connections."""
+    """Iterates over a shard's text as Arrow columns, or over its rows as Arrow tables, in order.
+
+    Resumes after broken connections.
+    """
 
     def __init__(self, source: HubSource, shard: Any, name: str, size: int, bad: BadInputs) -> None:
         self._shard = shard
@@ -215,10 +235,10 @@ class _Columns:
     def _from_the_start(self) -> Iterator[Any]:
         at = 0
         for table in self._shard.with_format("arrow").iter(_BATCH_ROWS):
-            if not at:
+            if not at and self._field is not None:
                 check_column(table.schema, self._field, self._where, self._key)
             start, at = at, at + len(table)
-            column = column_of(table, self._field).combine_chunks()
+            column = (table if self._field is None else column_of(table, self._field)).combine_chunks()
             if at < self._taken:
                 continue
             if self._taken and start < self._taken <= at:
@@ -238,7 +258,15 @@ class _Columns:
 
 def _digest(column: Any, row: int) -> bytes:
     """Return a SHA-256 digest of the value in a row."""
+    import pyarrow
+
     value = column.slice(row, 1)
+    if hasattr(value, "schema"):
+        # A table. Its values may be nested, and need not be valid UTF-8.
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, value.schema) as stream:
+            stream.write_table(value)
+        return hashlib.sha256(sink.getvalue()).digest()
     return hashlib.sha256(repr(value.cast("binary").to_pylist()).encode()).digest()
 
 
@@ -270,7 +298,7 @@ def _builder(path: str, config: str | None, commit: str | None, key: str) -> Any
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, config: str | None, commit: str | None, split: str, field: str, key: str) -> Any:
+def _load(path: str, config: str | None, commit: str | None, split: str, field: str | None, key: str) -> Any:
     """Load the split. The result is cached, so that a process queries the Hub once rather than for each part."""
     import datasets
     import pyarrow
@@ -289,7 +317,7 @@ def _load(path: str, config: str | None, commit: str | None, split: str, field: 
             by_rows = {}
             dataset = retry(load, where, final, 2)
         columns = dataset.column_names
-        if columns is None or columns == [field]:
+        if field is None or columns is None or columns == [field]:
             return dataset
         column = field if field in columns else field.partition(".")[0]
         check_column(dataset.features.arrow_schema, field, path, f"{key}.text_field")

@@ -225,6 +225,26 @@ def texts_of(column: Any, name: str, first: int, bad: BadInputs) -> Iterator[str
         yield from _converted(column.slice(at, step), name, first + at, bad)
 
 
+def records_of(table: Any, name: str, first: int, bad: BadInputs) -> Iterator[dict[str, Any] | None]:
+    """Yield each row of an Arrow table or batch. A row that is not valid UTF-8 yields None and is counted in ``bad``.
+
+    ``first`` is the index of the table's first row in the file ``name``.
+    """
+    step = max(1, len(table) * _BATCH_BYTES // max(table.nbytes, 1))
+    for at in range(0, len(table), step):
+        piece = table.slice(at, step)
+        try:
+            yield from piece.to_pylist()
+        except UnicodeDecodeError:
+            for row in range(len(piece)):
+                try:
+                    (record,) = piece.slice(row, 1).to_pylist()
+                except UnicodeDecodeError:
+                    bad.add("invalid UTF-8", f"{name} row {first + at + row}")
+                    record = None
+                yield record
+
+
 def _values(column: Any) -> list[str | bytes | None]:
     """Return the values of a text column. They are strings, or bytes if any of them is not valid UTF-8."""
     import pyarrow

@@ -89,6 +89,53 @@ def test_a_lost_manifest_is_written_again_from_the_last_checkpoint(tmp_path, how
     assert manifest.read(run.folder) == published and run.restore() == []
 
 
+def with_losses(root: Path, *losses: float | None, **details: bool) -> list[Path]:
+    """Checkpoints at steps 1, 2, ..., with these validation losses."""
+    run = begun(root)
+    counts = [{"validation_loss": loss} for loss in losses]
+    return [saved(run, step, counts[step - 1], **details) for step in range(1, len(losses) + 1)]
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_ends_with_its_best_checkpoint_also_if_its_manifest_is_lost(tmp_path, how, stopped) -> None:
+    """Also if it stopped early. Of two equal losses, the earlier one counts."""
+    with_losses(tmp_path, 2.5, 2.0, keep_best=True)
+    run = begun(tmp_path)
+    assert finished(run.folder) is None and run.restore() == []
+    counts = {"validation_loss": 2.0, **({"stopped_early": True} if stopped else {})}
+    last = saved(run, 3 if stopped else 4, counts, keep_best=True)
+    published = run.finish(last)
+    assert published.details["checkpoint"] == "step-00000002"
+    weights = manifest.require(run.folder / "checkpoints" / "step-00000002", "pretrain").fingerprint
+    assert published.details["weights"] == weights and published.counts["steps"] == (3 if stopped else 4)
+    assert "keep_best" not in published.details and published.details.get("stopped_early", False) is stopped
+    damage(run.folder / manifest.NAME, how)
+    if how != "missing":
+        assert run.manifest() == published == finished(run.folder)
+    (line,) = run.restore()
+    assert "restored from checkpoints/step-00000002" in line
+    assert manifest.read(run.folder) == published and run.restore() == []
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path) -> None:
+    first, second, third, last = with_losses(tmp_path, 2.5, 2.0, 2.2, None, keep_best=True)
+    run = begun(tmp_path)
+    run.finish(last)
+    assert run.manifest().details["checkpoint"] == second.name
+    next(second.glob("*.safetensors")).unlink()
+    assert run.manifest() is None, "the run has to be finished again"
+    assert run.finish(last).details["checkpoint"] == third.name
+    for folder in (first, third):
+        (folder / manifest.NAME).write_text("{")
+    assert run.finish(last).details["checkpoint"] == last.name
+
+
+def test_a_run_that_does_not_keep_its_best_ends_with_its_last_checkpoint(tmp_path) -> None:
+    *_, last = with_losses(tmp_path, 2.5, 2.0, 2.2, 3.0)
+    assert begun(tmp_path).finish(last).details["checkpoint"] == last.name
+
+
 def test_a_manifest_of_another_version_loses_no_checkpoint(tmp_path) -> None:
     run = begun(tmp_path)
     run.finish(saved(run, 4))

@@ -30,7 +30,7 @@ _RULES = (
     "train.context_length=128",
     "train.global_batch_tokens=1024",
     "finetune.max_length=128",
-    "finetune.examples.kind=instructions",
+    "finetune.examples.kind=files",
     "finetune.examples.max_examples=null",
 )
 _STAGES = {

@@ -19,8 +19,8 @@ def begun(root: Path, stage: str = "pretrain", inputs: dict[str, str] | None = N
     return run
 
 
-def saved(run: TrainingRun, step: int, **details: Any) -> Path:
-    """A checkpoint of the run after ``step`` steps."""
+def saved(run: TrainingRun, step: int, counts: dict[str, Any] | None = None, **details: Any) -> Path:
+    """A checkpoint of the run after ``step`` steps, with further counts and details of its run."""
     folder = run.folder / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_text(f"weights {step} {details}")
@@ -35,7 +35,7 @@ def saved(run: TrainingRun, step: int, **details: Any) -> Path:
         run.identity,
         run.inputs,
         {"torch": "2"},
-        {"step": step},
+        {"step": step, **(counts or {})},
         manifest.describe_files(folder),
         {"topology": {"ranks": 1}, "run": about | details},
     )

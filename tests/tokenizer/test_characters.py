@@ -98,9 +98,8 @@ def test_an_id_beyond_the_vocabulary_is_refused(tokenizer):
 
 
 def test_conversations(tokenizer):
-    ids, labels = chat_template.render(
-        [{"role": "user", "content": "<|>"}, {"role": "assistant", "content": "a"}], tokenizer
-    )
+    template = chat_template.load("millrace", tokenizer)
+    ids, labels = template.render([{"role": "user", "content": "<|>"}, {"role": "assistant", "content": "a"}])
     assert tokenizer.decode(ids, show_special=True) == "<|begin|><|user|><|><|end|><|assistant|>a<|end|>"
     assert [label for label in labels if label != chat_template.IGNORED] == ids[-2:]
 

@@ -140,10 +140,11 @@ def test_end_of_text_by_configuration(repositories, tmp_path):
 
 def test_no_conversations(loaded):
     assert not loaded.has_chat_tokens
-    with pytest.raises(RequestError, match="no chat tokens"):
-        chat_template.render([{"role": "user", "content": "hi"}], loaded)
-    for name in ("begin_id", "pad_id", "end_of_turn_id"):
-        with pytest.raises(RequestError, match="no chat tokens"):
+    with pytest.raises(RequestError, match="chat tokens"):
+        chat_template.load("millrace", loaded)
+    assert loaded.pad_id == loaded.end_of_text_id
+    for name in ("begin_id", "end_of_turn_id"):
+        with pytest.raises(RequestError, match="chat tokens"):
             getattr(loaded, name)
 
 

@@ -9,7 +9,7 @@ from tests.training.layers.test_transformer_layer import HEADS, LENGTH, MASKS, d
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
 from training.layers.attention import attention
-from training.layers.lm_head import linear_cross_entropy_sum
+from training.layers.lm_head import linear_cross_entropy_sum, linear_token_cross_entropy
 from training.layers.masks import Mask
 from training.models.deepseek import DeepseekForCausalLM, init_weights
 from training.objective import Objective
@@ -116,6 +116,20 @@ def test_the_loss_equals_that_of_plain_products(liger: bool, monkeypatch: pytest
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-3)
     for ours, plain in zip(*(torch.autograd.grad(value, (hidden, weight)) for value in (loss, expected)), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_of_each_token_equals_that_of_plain_products() -> None:
+    hidden = torch.randn(2, 50, 64, device="cuda").requires_grad_()
+    weight = torch.randn(300, 64, device="cuda").requires_grad_()
+    labels = torch.randint(0, 300, (2, 50), device="cuda")
+    labels[:, ::3] = -100
+    losses = linear_token_cross_entropy(hidden, weight, labels)
+    plain = torch.nn.functional.cross_entropy((hidden @ weight.t()).flatten(0, 1), labels.flatten(), reduction="none")
+    expected = plain.view(2, 50)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-3)
+    gradients = (torch.autograd.grad((v * v.detach()).sum(), (hidden, weight)) for v in (losses, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_decoding_equals_that_on_the_cpu() -> None:

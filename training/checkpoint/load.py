@@ -1,6 +1,6 @@
 """Finds the newest complete checkpoint of a run, and restores an engine from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from artefacts import manifest
 from artefacts.differences import first_difference
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_folder import checkpoint_name, saved_steps
+from artefacts.training_folder import CHECKPOINTS, checkpoint_name, finished, has_weights, saved_steps
 from training.checkpoint.index import Contents, Parameter, fault_of_format
 from training.checkpoint.save import RunIdentity
 from training.checkpoint.snapshot import MASTER
@@ -54,6 +54,27 @@ def newest_complete(checkpoints: Path, ranks: Ranks | None = None) -> Checkpoint
     if skipped:
         raise RequestError(f"{skipped[0]}; no checkpoint there can be read: move {checkpoints} away to start again")
     return None
+
+
+def usable_checkpoint(folder: Path) -> CheckpointRef | None:
+    """Return the checkpoint that a finished run ends with, or an unfinished run's newest complete checkpoint.
+
+    If the finished run's checkpoint is damaged, the newest complete one is returned. Returns None if there are no
+    checkpoints in the training folder.
+
+    Raises:
+        RequestError: there are checkpoints but none can be read.
+    """
+    final = finished(folder) if has_weights(folder) else None
+    if final is None:
+        return newest_complete(folder / CHECKPOINTS)
+    name = final.details["checkpoint"]
+    saved, faults = _examine(folder / CHECKPOINTS / name, None)
+    if saved is not None and not faults:
+        return CheckpointRef(folder / CHECKPOINTS / name, int(saved.counts["step"]), saved, [])
+    newest = newest_complete(folder / CHECKPOINTS)
+    skipped = f"{name} skipped: {faults[0] if faults else 'missing'}"
+    return newest and replace(newest, skipped=list(dict.fromkeys([skipped, *newest.skipped])))
 
 
 def _examine(folder: Path, ranks: Ranks | None) -> tuple[Manifest | None, list[str]]:

@@ -3,6 +3,7 @@
 from configs.command import DONE
 from configs.schema import Recipe
 from training.estimate.device import device_of
+from training.estimate.finetuning import finetuning_recipe, trained_numbers
 from training.estimate.fitting import advice, largest_micro_batch
 from training.estimate.flops import attention_flops_per_token, matrix_flops_per_token
 from training.estimate.memory import memory
@@ -11,7 +12,7 @@ from training.estimate.parameters import parameters
 
 def estimate(recipe: Recipe) -> int:
     """Print parameter counts, training FLOPs, and memory per rank by component and phase. Returns the exit status."""
-    print("\n".join([*lines(recipe), "", *memory_lines(recipe)]))
+    print("\n".join([*lines(recipe), "", *memory_lines(recipe), *finetuning_lines(recipe)]))
     return DONE
 
 
@@ -73,6 +74,22 @@ def memory_lines(recipe: Recipe) -> list[str]:
             + f"; a rank's share of train.global_batch_tokens is {train.global_batch // recipe.ranks} samples)"
         )
     return rows
+
+
+def finetuning_lines(recipe: Recipe) -> list[str]:
+    """Return a line about each fine-tuning stage: the parameters that it trains, and a rank's memory."""
+    rows, kind = [], device_of(recipe).kind
+    for stage in recipe.finetune:
+        numbers, counts = trained_numbers(recipe, stage), parameters(recipe.model, recipe.vocab_size)
+        estimated = memory(finetuning_recipe(recipe, stage), kind, stage=stage)
+        parts = {part: _gib(estimated.parts[part]).strip() for part in ("optimizer state", "gradients")}
+        shape = f"{recipe.micro_batch_of(stage)} {'x 2 ' if stage.rows == 2 else ''}x {stage.max_length:,}"
+        rows.append(
+            f"fine-tuning {stage.name}: micro-batch {shape}, trains {numbers.total:,} parameters, "
+            f"{numbers.total / counts.all:.2%} of the model's number; per rank, optimizer state "
+            f"{parts['optimizer state']}, gradients {parts['gradients']}, peak {_gib(estimated.peak).strip()}"
+        )
+    return ["", *rows] if rows else []
 
 
 def _gib(size: float) -> str:

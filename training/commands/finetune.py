@@ -1,10 +1,13 @@
-"""``python -m training finetune``: trains one fine-tuning stage on chat examples.
+"""``python -m training finetune``: trains one fine-tuning stage on chat examples or on pairs of answers.
 
 Only the assistant's messages contribute to the loss.
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
+from artefacts import manifest
 from artefacts.signals import StopRequest
 from configs import command
 from configs.checks.run_weights import target
@@ -12,15 +15,27 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.finetune import FinetuneSection
 from configs.schema.train import ScheduleSection, TrainSection
+from tokenizer.chat_template import ChatTemplate
 from tokenizer.registry import load_tokenizer
 from training.checkpoint.full_weights import read_weights, require_checkpoint
-from training.data.build import validation_windows
+from training.data.batch import Batch, Data
+from training.data.build import replayed, validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
+from training.data.packed_examples import PackedExampleData, packed_in_order
+from training.data.preferences import PreferenceExamples
+from training.data.replay import Replay, samples_per_step
 from training.export.weights import load_weights
+from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
+from training.models.registry import build_model
+from training.optim.trained_part import TrainedPart
+from training.preference.objective import PreferenceObjective
+from training.preference.reference import Reference, reference_inputs
 from training.runs import finetune_run, finished_checkpoint, next_run
 
+#: Number of validations during fine-tuning, unless the recipe sets ``eval_every``.
+_VALIDATIONS = 10
 #: Minimum number of windows of pretraining's validation text that measure what fine-tuning forgets.
 _LEAST_WINDOWS = 16
 
@@ -39,11 +54,20 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     if run.manifest() is not None:
         print(f"{run.folder}: up to date")
         return command.DONE
-    pad = load_tokenizer(layout.tokenizer).pad_id
-    examples = ChatExamples(layout.examples_of(run.name), "train", pad)
-    held_out = ChatExamples(layout.examples_of(run.name), "held-out", pad)
+    folder, tokenizer = layout.examples_of(run.name), load_tokenizer(layout.tokenizer)
+    kind: Any = PreferenceExamples if section.preference else ChatExamples
+    examples, held_out = (kind(folder, split, tokenizer.pad_id) for split in ("train", "held-out"))
+    source = manifest.require(folder, "examples").details["template"]["source"]
+    template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
+    trained = TrainedPart.of(section)
+    trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
     train = _train_section(recipe, section, len(examples))
-    micro_batch = _micro_batch(recipe, section)
+    data: Data = ExampleData(examples, section.batch_examples, recipe.run.seed)
+    micro_batch = recipe.micro_batch_of(section)
+    if section.packs:
+        replay = _replay(recipe, layout, section, examples)
+        data = PackedExampleData(examples, section.batch_examples, section.max_length, recipe.run.seed, replay)
+        micro_batch = recipe.micro_batch_of(section, data.tokens_per_example(train.steps))
     start = finished_checkpoint(layout.training(recipe.start_of(section)))
     assert start is not None, "finetune_run refuses to start from a stage that is not finished"
     weights = start[0]
@@ -55,21 +79,39 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         train=train,
         global_batch=section.batch_examples,
         micro_batch=micro_batch,
-        data=ExampleData(examples, section.batch_examples, recipe.run.seed),
-        validation=held_out.in_order(micro_batch),
+        data=data,
+        validation=lambda: _validation(section, held_out, micro_batch),
         earlier_validation=windows.spread(count, recipe.micro_batch),
         check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
+        chat_template=source,
+        keep_best=section.keep_best,
+        sampler=prompt_sampler(recipe, tokenizer, template),
+        trained=trained,
     )
+    if section.preference:
+        objective = PreferenceObjective(recipe.model, train, section.preference)
+        splits = {"train": examples, "held-out": held_out}
+        reference = Reference(run.folder, reference_inputs(run), splits, objective, micro_batch)
+        job = replace(job, objective=objective, preparation=reference)
     return run_job(recipe, job, stop)
 
 
-def _micro_batch(recipe: Recipe, section: FinetuneSection) -> int:
-    """Return the largest micro-batch that divides a rank's batch and has no more tokens than in pretraining."""
-    share = section.batch_examples // recipe.ranks
-    tokens = recipe.micro_batch * recipe.train.context_length
-    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * section.max_length <= tokens]
-    return max(fitting, default=1)
+def _replay(recipe: Recipe, layout: RunLayout, section: FinetuneSection, examples: ChatExamples) -> Replay | None:
+    """Return the pretraining text to mix in, or None without ``replay``."""
+    if not section.replayed:
+        return None
+    length = min(section.max_length, recipe.train.context_length)
+    per_step = section.batch_examples * examples.tokens / len(examples)
+    return replayed(recipe, layout, samples_per_step(section.replayed, per_step, length), length)
+
+
+def _validation(section: FinetuneSection, held_out: Any, batch: int) -> list[Batch]:
+    """Return batches that contain every held-out example once."""
+    if section.packs:
+        return packed_in_order(held_out, batch, section.max_length)
+    batches: list[Batch] = held_out.in_order(batch)
+    return batches
 
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:
@@ -80,14 +122,17 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         warmup_steps=min(steps - 1, round(steps * section.warmup_fraction)),
         final_fraction=section.final_fraction,
     )
-    changes = {
+    changes: dict[str, Any] = {
         "steps": steps,
         "learning_rate": section.learning_rate,
         "schedule": schedule,
         "context_length": section.max_length,
-        "mask_documents": False,  # every sample is a single example
+        "mask_documents": section.packs,  # without packing, every sample is a single example
         "router_bias_update_rate": 0.0,
-        "eval_every": min(recipe.train.eval_every, steps),
+        "eval_every": math.ceil(steps / _VALIDATIONS) if section.eval_every is None else section.eval_every,
+        "early_stopping": section.early_stopping,
         "simulate_crash_at": None,
     }
+    if section.preference:
+        changes["mtp_loss"] = 0.0  # a pair's loss has no such part
     return recipe.train.model_copy(update=changes)

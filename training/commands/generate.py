@@ -9,7 +9,7 @@ from training.commands import arguments
 from training.inference.answer import answer
 from training.inference.completion import complete, completions
 from training.inference.trace import Step, lines
-from training.model_loading import best_device, load_model, wanted_checkpoint
+from training.model_loading import best_device, chat_template_of, load_model, wanted_checkpoint
 
 
 def generate(recipe: Recipe, trace: bool = False) -> int:
@@ -27,18 +27,20 @@ def generate(recipe: Recipe, trace: bool = False) -> int:
     if recipe.task != "language_modeling" and (trace or section.samples > 1):
         what = "--trace" if trace else "generate.samples"
         raise RequestError(f"{what} is for language models, not for model.family={recipe.family}")
-    model = load_model(recipe, wanted_checkpoint(recipe, layout), best_device(recipe))
+    checkpoint = wanted_checkpoint(recipe, layout)
+    model = load_model(recipe, checkpoint, best_device(recipe))
     tokenizer = load_tokenizer(layout.tokenizer)
+    template = chat_template_of(checkpoint, tokenizer) if section.chat else None
     if recipe.task != "language_modeling":
         print("\n".join(answer(recipe, layout, model, tokenizer)))
         return command.DONE
     if section.samples > 1:
         prompt = "" if section.chat or section.only_new else section.prompt
-        print("\n---\n".join(prompt + text for text in completions(recipe, model, tokenizer)))
+        print("\n---\n".join(prompt + text for text in completions(recipe, model, tokenizer, template)))
         return command.DONE
     steps: list[Step] = []
     # Raises RequestError for an invalid request before anything is printed.
-    pieces = complete(recipe, model, tokenizer, steps.append if trace else None)
+    pieces = complete(recipe, model, tokenizer, steps.append if trace else None, template)
     if not (section.chat or section.only_new):
         print(section.prompt, end="", flush=True)
     for piece in pieces:

@@ -5,7 +5,9 @@ from artefacts.signals import StopRequest
 from configs import command
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from tokenizer.registry import load_tokenizer
 from training.data.build import held_out, pretraining_data
+from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
 from training.model_loading import first_weights
 from training.runs import BACKBONE, pretrain_run
@@ -30,10 +32,12 @@ def pretrain(recipe: Recipe, stop: StopRequest) -> int:
         global_batch=train.global_batch,
         micro_batch=recipe.micro_batch,
         data=data,
-        validation=validation,
+        validation=lambda: validation,
         check_inputs=lambda: [require_sound(folder, "data") for folder in inputs],
         init_weights=lambda model, experts: first_weights(recipe, model, experts),
         notice=notice,
+        keep_best=train.early_stopping is not None,
+        sampler=prompt_sampler(recipe, load_tokenizer(layout.tokenizer)),
     )
     return run_job(recipe, job, stop)
 

@@ -15,7 +15,7 @@ from training.inference.completion import prompt_and_limits
 from training.inference.generate import Limits
 from training.inference.sampling import Sampling
 from training.inference.trace import Step, traced
-from training.model_loading import best_device, load_model, wanted_checkpoint
+from training.model_loading import best_device, chat_template_of, load_model, wanted_checkpoint
 from training.models.causal_lm import CausalLM
 
 TEMPERATURES = (0.1, 0.5, 1.0, 1.5, 2.0)
@@ -56,7 +56,8 @@ def evaluate_temperature(recipe: Recipe) -> int:
     checkpoint = wanted_checkpoint(recipe, layout)
     model = load_model(recipe, checkpoint, best_device(recipe))
     tokenizer = load_tokenizer(layout.tokenizer)
-    prompt_ids, limits = prompt_and_limits(recipe, tokenizer)
+    template = chat_template_of(checkpoint, tokenizer) if section.chat else None
+    prompt_ids, limits = prompt_and_limits(recipe, tokenizer, template)
     sampling = Sampling(1.0, section.top_k, section.top_p)
     completions = [
         at_temperature(model, tokenizer, prompt_ids, limits, replace(sampling, temperature=temperature), section.seed)

@@ -26,6 +26,8 @@ class Batch:
             or if padding does not matter because causal attention never attends to it.
         source: [B, S] int64, token ids of the encoder's input, for text pairs.
         source_lengths: [B] int64, the number of tokens in each row of ``source`` without padding.
+        reference: [B] float32, for pairs of answers, the reference model's log-probability of each row's labels. The
+            first half of the rows are the chosen answers, the second half the rejected ones in the same order.
     """
 
     inputs: torch.Tensor
@@ -34,6 +36,7 @@ class Batch:
     lengths: torch.Tensor | None = None
     source: torch.Tensor | None = None
     source_lengths: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
 
     @property
     def targets(self) -> int:

@@ -12,6 +12,7 @@ from training.data.batch import Samples
 from training.data.examples import ExampleData, Examples
 from training.data.packed import PackedSamples
 from training.data.pretraining import PretrainingData
+from training.data.replay import Replay
 from training.data.tasks import LabelExamples, PairExamples, TagExamples
 from training.data.windows import TokenWindows
 from training.runs import mixture_weights
@@ -28,6 +29,29 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
     """
     if recipe.task != "language_modeling":
         return ExampleData(task_examples(recipe, layout, "train"), recipe.train.global_batch, recipe.run.seed)
+    samples, weights = _training_samples(recipe, layout)
+    return PretrainingData(samples, recipe.train.global_batch, recipe.run.seed, weights)
+
+
+def replayed(recipe: Recipe, layout: RunLayout, samples: int, length: int) -> Replay:
+    """Return pretraining text for the steps of fine-tuning, in the proportions of pretraining.
+
+    Args:
+        recipe: the recipe.
+        layout: the run's layout.
+        samples: samples per step.
+        length: tokens per sample.
+
+    Raises:
+        RequestError: shards are missing or damaged, or they contain less than one sample.
+    """
+    windows = recipe.train.model_copy(update={"context_length": length, "packing": "windows"})
+    sources, weights = _training_samples(recipe.model_copy(update={"train_section": windows}), layout)
+    return Replay(PretrainingData(sources, samples, recipe.run.seed, weights), samples, length)
+
+
+def _training_samples(recipe: Recipe, layout: RunLayout) -> tuple[dict[str, Samples], Mapping[str, float]]:
+    """Return the training samples of every source, and the sources' weights."""
     tokens = manifest.require(layout.tokens, "data")
     weights: Mapping[str, float] = {"the training data": 1.0}
     folders = {"the training data": Path()}
@@ -45,7 +69,7 @@ def pretraining_data(recipe: Recipe, layout: RunLayout) -> PretrainingData | Exa
         end_of_text = _boundary(recipe, layout)
         for name, folder in folders.items():
             samples[name] = TokenWindows(layout.tokens / folder, "train", length, end_of_text)
-    return PretrainingData(samples, recipe.train.global_batch, recipe.run.seed, weights)
+    return samples, weights
 
 
 def task_examples(recipe: Recipe, layout: RunLayout, split: Literal["train", "held-out"]) -> Examples:

@@ -59,11 +59,17 @@ def read_columns(folder: Path, split: str, names: list[str], target: str) -> pya
         target: the make target that builds the files, for the error message.
 
     Raises:
-        RequestError: there are no examples, or a file is damaged.
+        RequestError: there are no examples, they are of another kind, or a file is damaged.
     """
     tables = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
         with repair_hints.reading("examples", path):
+            present = pq.read_schema(path).names
+            if missing := [name for name in names if name not in present]:
+                raise RequestError(
+                    f"{path} has no column {missing[0]}: the examples were made for another method; run "
+                    f"`{command_hints.make(target)}`"
+                )
             tables.append(pq.read_table(path, columns=names))
     table = pyarrow.concat_tables(tables) if tables else pyarrow.table({})
     if not len(table):

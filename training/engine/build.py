@@ -18,11 +18,11 @@ from torch.utils.cpp_extension import get_default_build_root
 from artefacts.errors import RequestError
 from training.distributed.ranks import Ranks
 from training.engine import operators
-from training.engine.expert_parallel import install_routers
+from training.engine.expert_parallel import install_expert_adapters, install_routers
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks) -> Any:
-    """Call ``deepspeed.initialize``, which lets AutoEP replace the expert layers, and install our routers in them.
+    """Call ``deepspeed.initialize``, which lets AutoEP replace the expert layers, and install our routers and adapters.
 
     Args:
         model: single-device model in fp32 on CPU. A weight that several ranks hold must be identical on all of them.
@@ -45,12 +45,13 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     if offload.get("device") == "nvme":
         _require_folder(Path(offload["nvme_path"]))
         operators.build_file_access(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
-    with _quick_start():
+    with _quick_start(), _frozen_experts(optimizer):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if engine.fp16_enabled():
         # At the lowest loss scale, DeepSpeed would raise an error; the trainer counts steps with non-finite gradients.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     install_routers(engine.module, ranks.rank)
+    install_expert_adapters(engine.module)
     return engine
 
 
@@ -72,6 +73,41 @@ def _quick_start() -> Iterator[None]:
             yield
     finally:
         gc.unfreeze()
+
+
+@contextlib.contextmanager
+def _frozen_experts(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let DeepSpeed's optimizers accept a model whose experts are all frozen.
+
+    Below ZeRO stage 3, they require a parameter group of experts if the model has expert layers. Without that group,
+    they treat all trained parameters alike, which is right for parameters that are not experts.
+    """
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    names = ("_configure_zero_optimizer", "_configure_bf16_optimizer")
+    originals = {name: getattr(DeepSpeedEngine, name) for name in names}
+    if not any(group.get("moe") for group in optimizer.param_groups):
+        for name, original in originals.items():
+            setattr(DeepSpeedEngine, name, _without_experts(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(DeepSpeedEngine, name, original)
+
+
+def _without_experts(configure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Wrap a method of DeepSpeed's engine that builds an optimizer, to hide the expert layers below stage 3."""
+
+    def configure_without_experts(engine: Any, optimizer: Any) -> Any:
+        has_experts = engine.has_moe_layers
+        engine.has_moe_layers = has_experts and engine.zero_optimization_partition_weights()
+        try:
+            return configure(engine, optimizer)
+        finally:
+            engine.has_moe_layers = has_experts
+
+    return configure_without_experts
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
-"""Expert parallelism: assigns experts to ranks and replaces AutoEP's routers with the model's own.
+"""Expert parallelism: assigns experts to ranks, and gives AutoEP's layers the model's own routers and adapters.
 
 Routing is therefore the same as on a single device.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from training.adapter_names import EXPERT_ADAPTERS
 
 
 def local_experts(rank: int, experts: int, expert_parallel: int) -> range:
@@ -66,3 +69,29 @@ def install_routers(model: nn.Module, rank: int) -> None:
                     f"AutoEP gave rank {rank} position {mlp.ep_rank} in its expert-parallel group of {mlp.ep_size}"
                 )
             mlp.router = ExpertParallelGate(mlp.router, router)
+
+
+def install_expert_adapters(model: nn.Module) -> None:
+    """Let AutoEP's experts apply the adapters of the parent layer, if it has any."""
+    for layer in model.modules():
+        mlp: Any = getattr(layer, "mlp", None)
+        adapters = getattr(layer, EXPERT_ADAPTERS, None)
+        if getattr(mlp, "_is_autoep_layer", False) and adapters is not None:
+            # An attribute of the module object, which ZeRO-3's hooks still surround.
+            mlp.experts.forward = partial(_adapted_experts, mlp.experts, adapters, mlp.ep_rank * mlp.num_local_experts)
+
+
+def _adapted_experts(
+    experts: Any, adapters: Any, first: int, rows_SD: torch.Tensor, rows_per_expert_E: torch.Tensor
+) -> torch.Tensor:
+    """Compute this rank's SwiGLU experts, whose weights AutoEP splits, with their adapters: [S, D] -> [S, D].
+
+    ``adapters`` are those of all experts, and ``first`` is this rank's first expert.
+    """
+    ends_E = rows_per_expert_E.cumsum(0, dtype=torch.int32)
+    gate_up_E2FD = torch.cat((experts.w1, experts.w3), dim=1)
+    gate_up = F.grouped_mm(rows_SD, gate_up_E2FD.transpose(1, 2), offs=ends_E)
+    gate, up = (gate_up + adapters["gate_up_proj"](rows_SD, ends_E, first)).chunk(2, dim=-1)
+    hidden_SF = F.silu(gate) * up
+    out_SD = F.grouped_mm(hidden_SF, experts.w2.transpose(1, 2), offs=ends_E)
+    return out_SD + adapters["down_proj"](hidden_SF, ends_E, first)

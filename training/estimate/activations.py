@@ -46,7 +46,8 @@ def activations(recipe: Recipe, topology: Topology, micro_batch: int, mode: str)
 def _loss(recipe: Recipe, topology: Topology, tokens: int, hidden: int) -> tuple[float, float]:
     """Return two sizes in bytes for one head's loss: its saved tensors and its temporary buffers.
 
-    The forward pass already computes and saves dhidden and dweight (training/layers/cross_entropy.py).
+    The forward pass already computes and saves dhidden and, unless the head is frozen, dweight
+    (training/layers/cross_entropy.py).
     """
     vocab = recipe.vocab_size
     if isinstance(recipe.model, ClassifierSection):
@@ -54,6 +55,8 @@ def _loss(recipe: Recipe, topology: Topology, tokens: int, hidden: int) -> tuple
         return 0.0, 0.0
     rows = rows_of_logits(topology.device, tokens, vocab)
     working = rows * vocab * (6 if topology.half else 4)
+    if not topology.trains_head:
+        return tokens * hidden * topology.width, working
     if topology.half:
         # The fp32 sum of dweight, one chunk's product, and that product's fp32 copy.
         working += vocab * hidden * (4 + 2 + 4) - vocab * hidden * topology.width

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
 from training.estimate.device import Kind, device_of
 from training.estimate.memory import memory
 
@@ -10,32 +11,38 @@ from training.estimate.memory import memory
 _SAFE_FRACTION = 0.9
 
 
-def largest_micro_batch(recipe: Recipe, available: int, device: Kind | None = None, mode: str = "") -> int | None:
+def largest_micro_batch(
+    recipe: Recipe,
+    available: int,
+    device: Kind | None = None,
+    mode: str = "",
+    stage: FinetuneSection | None = None,
+) -> int | None:
     """Return the largest micro-batch per rank that needs at most ``available`` bytes, or None if not even 1 fits.
 
     Only divisors of a rank's number of samples per global batch are tried. ``mode`` replaces the recipe's activation
-    checkpointing mode.
+    checkpointing mode. ``stage`` is as for ``memory``, here and below.
     """
     kind = device or device_of(recipe).kind
     share = recipe.train.global_batch // recipe.ranks
     divisors = {d for d in range(1, int(share**0.5) + 1) if share % d == 0}
     for size in sorted(divisors | {share // d for d in divisors}, reverse=True):
-        if memory(recipe, kind, size, mode).peak <= available:
+        if memory(recipe, kind, size, mode, stage).peak <= available:
             return size
     return None
 
 
-def advice(recipe: Recipe, available: int, device: Kind | None = None) -> str:
+def advice(recipe: Recipe, available: int, device: Kind | None = None, stage: FinetuneSection | None = None) -> str:
     """Suggest, in one line, the smallest change that makes the recipe fit into ``available`` bytes per rank."""
     kind = device or device_of(recipe).kind
-    size = largest_micro_batch(recipe, available, kind)
+    size = largest_micro_batch(recipe, available, kind, stage=stage)
     if size is not None:
         return f"set train.micro_batch={size}"
     for change, changed in _changes(recipe, kind):
-        size = largest_micro_batch(changed, available, kind)
+        size = largest_micro_batch(changed, available, kind, stage=stage)
         if size is not None:
             return f"set {change} train.micro_batch={size}"
-    smallest = memory(recipe, kind, 1)
+    smallest = memory(recipe, kind, 1, stage=stage)
     if smallest.phases["start"] > available:
         return (
             "no setting fits: at the start every rank holds all parameters that it computes with "

@@ -7,9 +7,11 @@ The formulas follow the source code of DeepSpeed 0.19 (``runtime/zero/stage_1_an
 from dataclasses import dataclass, field, replace
 
 from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
 from configs.schema.models.deepseek import DeepseekSection
 from training.estimate.activations import Activations, activations
 from training.estimate.device import Kind
+from training.estimate.finetuning import trained_numbers
 from training.estimate.parameters import parameters
 from training.estimate.topology import Topology, topology_of
 
@@ -49,12 +51,22 @@ class Memory:
         return self.phases[self.phase]
 
 
-def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: str = "") -> Memory:
-    """Estimate a recipe's memory on a device. ``micro_batch`` and ``mode`` (checkpointing) override the recipe's."""
+def memory(
+    recipe: Recipe,
+    device: Kind,
+    micro_batch: int | None = None,
+    mode: str = "",
+    stage: FinetuneSection | None = None,
+) -> Memory:
+    """Estimate a recipe's memory on a device. ``micro_batch`` and ``mode`` (checkpointing) override the recipe's.
+
+    ``stage`` is the fine-tuning stage that determines what is trained, or None for pretraining. ``finetuning_recipe``
+    returns the recipe to use with it.
+    """
     if device == "mps":
-        return _unified(memory(recipe, "cuda", micro_batch, mode))
+        return _unified(memory(recipe, "cuda", micro_batch, mode, stage))
     samples = micro_batch or recipe.micro_batch
-    topology = topology_of(recipe, device, samples)
+    topology = topology_of(recipe, device, samples, stage)
     chosen = mode or recipe.train.activation_checkpointing
     modes = {name: activations(recipe, topology, samples, name) for name in ("none", "selective", "full")}
     kept = modes[chosen]
@@ -65,10 +77,12 @@ def memory(recipe: Recipe, device: Kind, micro_batch: int | None = None, mode: s
     away = master + states if topology.offloaded else 0.0
     base = weights + master + states + libraries + gathered - away
     passes, buffers = _passes(topology, kept, grads)
-    # The copy for a checkpoint holds master weights and optimizer state (training/checkpoint/snapshot.py).
+    # The copy for a checkpoint holds master weights, optimizer state and frozen weights, without what other ranks copy
+    # (training/checkpoint/snapshot.py).
     copy = (master or 4 * topology.share) + states
     if topology.stage == 0:
         copy /= max(1, recipe.ranks)
+    copy += topology.frozen * topology.width / max(1, recipe.ranks)
     reduction = _reduction(topology, grads)
     phases = {
         "start": _start(topology),
@@ -104,29 +118,35 @@ def _unified(separate: Memory) -> Memory:
     return replace(separate, parts={**separate.parts, "host": separate.host}, phases=phases, host=0.0)
 
 
-def checkpoint_bytes(recipe: Recipe) -> int:
-    """Return the total size of one checkpoint in bytes: one copy of every fp32 weight and of its optimizer states."""
-    all_weights = parameters(recipe.model, recipe.vocab_size).all
-    return round(4.0 * all_weights + _optimizer_states(recipe, all_weights, 1))
+def checkpoint_bytes(recipe: Recipe, stage: FinetuneSection | None = None) -> int:
+    """Return the total size of one checkpoint in bytes.
+
+    It holds one copy of every trained fp32 weight and of its optimizer states, and of every frozen weight.
+    """
+    counts = parameters(recipe.model, recipe.vocab_size)
+    if stage is None:
+        return round(4.0 * counts.all + _optimizer_states(recipe, counts.all, counts.tables))
+    numbers, width = trained_numbers(recipe, stage), 4 if recipe.train.precision == "fp32" else 2
+    states = _optimizer_states(recipe, numbers.total, numbers.tables)
+    return round(4.0 * numbers.total + states + width * (counts.all + numbers.adapters - numbers.total))
 
 
-def _optimizer_states(recipe: Recipe, count: int, ranks: int) -> float:
-    """Return the optimizer state's size in bytes for ``count`` parameters of a model partitioned across ``ranks``."""
+def _optimizer_states(recipe: Recipe, count: int, tables: float) -> float:
+    """Return the optimizer state's size in bytes for ``count`` parameters, of which ``tables`` are in tables."""
     states = 4.0 * count * _STATES[recipe.train.optimizer.name]
-    if recipe.train.optimizer.name == "muon":
-        states += 4.0 * parameters(recipe.model, recipe.vocab_size).tables / ranks
-    return states
+    return states + (4.0 * tables if recipe.train.optimizer.name == "muon" else 0.0)
 
 
 def _state(recipe: Recipe, topology: Topology) -> tuple[float, float, float, float]:
     """Return the sizes in bytes of compute weights, fp32 master weights, gradient sums, and optimizer state."""
     sharded = topology.stage == 3
-    weights = (topology.share if sharded else topology.local) * float(topology.width)
+    weights = (topology.stored if sharded else topology.local) * float(topology.width)
     # Stages 1 to 3 keep a flat fp32 copy of a rank's partition even if the compute dtype is fp32.
     master = 4.0 * topology.share if topology.stage else 0.0
-    states = _optimizer_states(recipe, topology.share, recipe.ranks if topology.stage else 1)
+    tables = topology.trained_tables / (recipe.ranks if topology.stage else 1)
+    states = _optimizer_states(recipe, topology.share, tables)
     # At stage 1, DeepSpeed's bf16 optimizer keeps both the gradients of the backward pass and their fp32 sums.
-    full = topology.local * (4.0 + (topology.width if topology.flat_sums else 0))
+    full = topology.gradients * (4.0 + (topology.width if topology.flat_sums else 0))
     grads = full if topology.stage < 2 else 0.0 if topology.offloaded else 4.0 * topology.share
     return weights, master, grads, states
 
@@ -144,7 +164,7 @@ def _libraries(recipe: Recipe, topology: Topology, micro_batch: int) -> float:
 def _kept_grads(topology: Topology, grads: float) -> float:
     """Return the size in bytes of the gradients kept after a step: fp32 sums at stage 3, or flat sums at stage 1."""
     if topology.flat_sums:
-        return 4.0 * topology.local
+        return 4.0 * topology.gradients
     return grads if topology.stage == 3 else 0.0
 
 
@@ -155,7 +175,7 @@ def _start(topology: Topology) -> float:
     """
     if topology.device == "cpu":
         return _building(topology)
-    return topology.width * (topology.local + (topology.share if topology.stage == 3 else 0.0))
+    return topology.width * (topology.local + (topology.stored if topology.stage == 3 else 0.0))
 
 
 def _building(topology: Topology) -> float:
@@ -180,7 +200,7 @@ def _passes(topology: Topology, kept: Activations, grads: float) -> tuple[float,
     layers = max(1, len(kept.layers))
     present = grads if topology.accumulates else _kept_grads(topology, grads)
     # At stage 2, gradients exist only in the buffer until it is full or the passes are done.
-    summed = grads * max(0.0, 1 - topology.bucket / topology.local) if topology.stage == 2 else grads
+    summed = grads * max(0.0, 1 - topology.bucket / max(1, topology.gradients)) if topology.stage == 2 else grads
     left = kept.kept
     highest = present + left + held + max([kept.loss_working, *(layer.forward for layer in kept.layers)])
     left -= kept.loss_kept
@@ -212,17 +232,18 @@ def _bucket(topology: Topology) -> float:
     if topology.device == "cuda":
         return float(topology.bucket * width)
     if topology.stage == 3:
-        return 4.0 * min(topology.bucket, topology.local_experts / max(1, topology.expert_layers))
-    return float(min(topology.bucket, topology.local) * width) if topology.stage == 2 else 0.0
+        return 4.0 * min(topology.bucket, topology.trained[1] / max(1, topology.expert_layers))
+    return float(min(topology.bucket, topology.gradients) * width) if topology.stage == 2 else 0.0
 
 
 def _reduction(topology: Topology, grads: float) -> float:
     """Return the size in bytes of gradient sums and buffers at the end of the backward pass, excluding activations."""
     if topology.stage < 2:
-        return grads + _bucket(topology) + 4.0 * min(topology.bucket, max(topology.plain, topology.local_experts))
+        return grads + _bucket(topology) + 4.0 * min(topology.bucket, max(topology.trained))
     if topology.stage == 2 and not topology.offloaded:
         # Before the sums exist, each group that other ranks also hold has flat copies: one in the compute dtype and, if
         # that is not fp32, one in fp32.
-        flat = min(topology.bucket, max(topology.replicated)) * (topology.width + (4.0 if topology.half else 0.0))
+        copied = [min(pair) for pair in zip(topology.replicated, topology.trained, strict=True)]
+        flat = min(topology.bucket, max(copied)) * (topology.width + (4.0 if topology.half else 0.0))
         return _bucket(topology) + (grads + flat if topology.accumulates else max(grads, flat))
     return grads + _bucket(topology)

@@ -24,9 +24,11 @@ from training.evaluate import task_files, texts
 from training.evaluate.baselines import bigram_nats, compressed_bytes
 from training.evaluate.battery.build import write_battery
 from training.evaluate.loss import Measured, measure
+from training.evaluate.preferences import evaluate_preferences
 from training.inference.completion import complete
-from training.model_loading import best_device, load_model
+from training.model_loading import best_device, chat_template_of, load_model
 from training.objective import Objective
+from training.runs import finished_checkpoint
 
 #: Maximum number of training tokens that the bigram baseline counts.
 _BIGRAM_TOKENS = 50_000_000
@@ -76,8 +78,8 @@ class Evaluation:
             checkpoints: stage -> folder of its checkpoint, in the order of training. The first stage is pretraining.
             text_bytes: size of the entire validation text in bytes.
         """
-        tuned = [stage for stage in checkpoints if stage != "pretrain"]
-        for stage in tuned:  # while the pretrained model is loaded
+        answering = [stage for stage in checkpoints if stage != "pretrain" and not self._recipe.stage(stage).preference]
+        for stage in answering:  # while the pretrained model is loaded
             self._once(f"{stage}-before", partial(self._answers, stage, checkpoints["pretrain"], "before"))
         facts = {stage: self._stage(stage, checkpoint, text_bytes) for stage, checkpoint in checkpoints.items()}
         results: Facts = {
@@ -89,7 +91,8 @@ class Evaluation:
         }
         if self._recipe.generate.prompt:
             last = [*checkpoints.values()][-1]
-            completion = "".join(complete(self._recipe, self._model(last), self._tokenizer))
+            template = chat_template_of(last, self._tokenizer)
+            completion = "".join(complete(self._recipe, self._model(last), self._tokenizer, template=template))
             results["samples"] = [{"prompt": self._recipe.generate.prompt, "completion": completion}]
         return results
 
@@ -113,6 +116,8 @@ class Evaluation:
         if stage == "pretrain":
             return facts
         facts.pop("experts")
+        if self._recipe.stage(stage).preference:
+            return facts | self._once(f"{stage}-preferences", lambda: self._preferences(stage, checkpoint))
         before = self._once(f"{stage}-before", lambda: self._answers(stage, checkpoint, "before"))
         after = self._once(f"{stage}-after", lambda: self._answers(stage, checkpoint, "after"))
         answers = {"held_out_loss_before": before["loss"], "held_out_loss_after": after["loss"]}
@@ -161,7 +166,8 @@ class Evaluation:
 
         section = self._recipe.evaluate
         length = self._recipe.model.max_seq_len or self._recipe.train.context_length
-        model = MillraceLM(self._model(checkpoint), self._tokenizer, length, section.batch)
+        template = chat_template_of(checkpoint, self._tokenizer)
+        model = MillraceLM(self._model(checkpoint), self._tokenizer, template, length, section.batch)
         return self._tasks.run(model, section.shots, section.limit, chat=section.chat and stage != "pretrain")
 
     def _answers(self, stage: str, checkpoint: Path, when: str) -> Facts:
@@ -175,6 +181,13 @@ class Evaluation:
             self._model(checkpoint), objective, batches, self._device, f"held-out answers, {stage}, {when}"
         )
         return {"examples": len(examples), "loss": measured.loss}
+
+    def _preferences(self, stage: str, checkpoint: Path) -> Facts:
+        section = self._recipe.stage(stage)
+        start = finished_checkpoint(self._layout.training(self._recipe.start_of(section)))
+        assert start is not None, "the command has checked the stages"
+        places = start[0], checkpoint, self._device
+        return evaluate_preferences(self._recipe, self._layout, section, self._model, *places)
 
     def _baselines(self, text_bytes: int) -> Facts:
         limit, text = self._recipe.evaluate.max_tokens, self._validation_text

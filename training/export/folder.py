@@ -9,12 +9,15 @@ import torch
 from artefacts import atomic, manifest
 from tokenizer import released
 from tokenizer.base import JSON_NAME, MODEL_NAME, Tokenizer
+from tokenizer.chat_template import ChatTemplate
 from tokenizer.huggingface import CONFIG_NAME
 from training.checkpoint import tensor_file
 
 #: Approximate size of a weight file in bytes.
 _FILE_BYTES = 5 * 10**9
 _INDEX = "model.safetensors.index.json"
+#: File with a chat template, which transformers reads.
+TEMPLATE_NAME = "chat_template.jinja"
 
 
 def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> int:
@@ -63,9 +66,11 @@ def _rename(folder: Path, files: list[list[str]]) -> None:
         atomic.write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": files_by_name})
 
 
-def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, tokenizer: Tokenizer) -> None:
-    """Write ``config.json`` and ``generation_config.json``, both with the tokenizer's stop tokens."""
-    ends = sorted(tokenizer.stop_ids)
+def write_config(
+    folder: Path, config: dict[str, Any], dtype: torch.dtype, tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> None:
+    """Write ``config.json`` and ``generation_config.json``, both with the stop tokens of the tokenizer and template."""
+    ends = sorted(template.stop_ids if template else tokenizer.stop_ids)
     tokens = {
         "bos_token_id": tokenizer.first_id,
         "eos_token_id": ends if len(ends) > 1 else ends[0],
@@ -75,11 +80,17 @@ def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, token
     atomic.write_json(folder / "generation_config.json", tokens)
 
 
-def write_tokenizer(folder: Path, source: Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer(folder: Path, source: Path, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
     """Write the tokenizer files that transformers reads, and the SentencePiece model if there is one.
 
-    ``source`` is the run's tokenizer folder.
+    Args:
+        folder: the export's folder.
+        source: the run's tokenizer folder.
+        tokenizer: the tokenizer.
+        template: the chat template that the weights were fine-tuned with, or None.
     """
+    if template is not None:
+        atomic.write_text(folder / TEMPLATE_NAME, template.exported())
     if (source / JSON_NAME).exists():
         for path in sorted(source.glob("*.json")):
             if path.name != manifest.NAME:

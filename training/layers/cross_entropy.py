@@ -1,5 +1,10 @@
-"""Cross-entropy summed over targets. The trainer divides the sum to get the mean over a global batch."""
+"""Cross-entropy summed over targets, or of each target.
 
+The trainer divides the sum to get the mean over a global batch. Losses that are not sums over tokens, such as those of
+preferences, take the cross-entropy of each target.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +19,13 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     """Return the sum of -log softmax(logits)[label] in nats, an fp32 scalar, for logits [..., V]."""
     flat = logits.flatten(0, -2).float()
     return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def token_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return -log softmax(logits)[label] in nats, fp32 with the labels' shape, for logits [..., V]. Ignored: 0."""
+    flat = logits.flatten(0, -2).float()
+    losses = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(labels)
 
 
 class ChunkOperations:
@@ -75,7 +87,10 @@ def chunked_cross_entropy_sum(
     The forward pass also computes the gradients, chunk by chunk, as in Liger (arXiv 2410.10989).
     """
     needs_grad = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
-    loss: torch.Tensor = _ChunkedCrossEntropySum.apply(hidden_MD, weight_VD, labels_M, needs_grad, operations)
+    trains_head = needs_grad and weight_VD.requires_grad
+    loss: torch.Tensor = _ChunkedCrossEntropySum.apply(
+        hidden_MD, weight_VD, labels_M, needs_grad, trains_head, operations
+    )
     return loss
 
 
@@ -87,6 +102,7 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
         weight_VD: torch.Tensor,
         labels_M: torch.Tensor,
         needs_grad: bool,
+        trains_head: bool,
         operations: ChunkOperations,
     ) -> torch.Tensor:
         ctx.spent = False
@@ -107,18 +123,84 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
             # Divide the narrow [rows, D] tensors by the sums, not the wide [rows, V] ones.
             factor = kept[:, None] / sums
             torch.mul(operations.product(softmax, weight_VD.t()), factor, out=dhidden_MD[piece])
-            dweight_VD = operations.add_product(dweight_VD, softmax, (hidden * factor).to(hidden.dtype))
+            if trains_head:
+                dweight_VD = operations.add_product(dweight_VD, softmax, (hidden * factor).to(hidden.dtype))
             del logits, softmax  # otherwise they would stay alive alongside the next chunk's logits
         if dhidden_MD is not None:
-            dweight_VD = torch.zeros_like(weight_VD) if dweight_VD is None else dweight_VD.to(weight_VD.dtype)
+            if trains_head:
+                dweight_VD = torch.zeros_like(weight_VD) if dweight_VD is None else dweight_VD.to(weight_VD.dtype)
             ctx.save_for_backward(dhidden_MD, dweight_VD)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.spent:
             raise RuntimeError("backward was called twice on this loss: its gradients were released by the first call")
         ctx.spent = True
         dhidden_MD, dweight_VD = ctx.saved_tensors
-        return dhidden_MD.mul_(upstream[0]), dweight_VD.mul_(upstream[0]), None, None, None
+        dweight_VD = None if dweight_VD is None else dweight_VD.mul_(upstream[0])
+        return dhidden_MD.mul_(upstream[0]), dweight_VD, None, None, None, None
+
+
+def chunked_token_cross_entropy(
+    hidden_MD: torch.Tensor, weight_VD: torch.Tensor, labels_M: torch.Tensor, operations: type[ChunkOperations]
+) -> torch.Tensor:
+    """Return -log softmax(hidden @ weight.T)[label] in nats, [M] in fp32, one chunk at a time. Ignored labels give 0.
+
+    The backward pass computes the logits again, because the losses' gradients are unknown before. In return, the
+    forward pass stores nothing but its inputs.
+    """
+    losses_M: torch.Tensor = _ChunkedTokenCrossEntropy.apply(hidden_MD, weight_VD, labels_M, operations)
+    return losses_M
+
+
+class _ChunkedTokenCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        labels_M: torch.Tensor,
+        operations: type[ChunkOperations],
+    ) -> torch.Tensor:
+        losses_M = hidden_MD.new_zeros(len(hidden_MD), dtype=torch.float32)
+        chunk = operations()
+        for piece in _pieces(hidden_MD, weight_VD):
+            kept = labels_M[piece] != IGNORED
+            logits = chunk.logits(hidden_MD[piece], weight_VD)
+            losses = chunk.exponentials(logits, labels_M[piece].where(kept, 0))[2]
+            losses_M[piece] = losses.where(kept, 0.0)
+            del logits
+        ctx.save_for_backward(hidden_MD, weight_VD, labels_M)
+        ctx.operations = operations
+        return losses_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        hidden_MD, weight_VD, labels_M = ctx.saved_tensors
+        dhidden_MD = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+        dweight_VD: torch.Tensor | None = None
+        chunk = ctx.operations()
+        for piece in _pieces(hidden_MD, weight_VD):
+            hidden, labels = hidden_MD[piece], labels_M[piece]
+            kept = labels != IGNORED
+            logits = chunk.logits(hidden, weight_VD)
+            softmax, sums, _ = chunk.exponentials(logits, labels.where(kept, 0))
+            factor = (upstream[0][piece] * kept)[:, None] / sums
+            if dhidden_MD is not None:
+                torch.mul(chunk.product(softmax, weight_VD.t()), factor, out=dhidden_MD[piece])
+            if ctx.needs_input_grad[1]:
+                dweight_VD = chunk.add_product(dweight_VD, softmax, (hidden * factor).to(hidden.dtype))
+            del logits, softmax
+        if ctx.needs_input_grad[1]:
+            dweight_VD = torch.zeros_like(weight_VD) if dweight_VD is None else dweight_VD.to(weight_VD.dtype)
+        return dhidden_MD, dweight_VD, None, None
+
+
+def _pieces(hidden_MD: torch.Tensor, weight_VD: torch.Tensor) -> Iterator[slice]:
+    """Yield the rows of each chunk."""
+    rows = len(hidden_MD)
+    size = rows_of_logits(hidden_MD.device.type, rows, len(weight_VD))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))

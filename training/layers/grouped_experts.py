@@ -21,11 +21,13 @@ def grouped_experts(
     gate_up_E2FD: torch.Tensor,
     down_EDF: torch.Tensor,
     activation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = weighted_swiglu,
+    adapters: Any = None,
 ) -> torch.Tensor:
     """Sum the outputs of each token's SwiGLU experts, scaled by their gate weights (fp32): [M, D] -> [M, D].
 
-    ``activation`` is :func:`weighted_swiglu` or its compiled version. Grouped GEMM requires that a row's size is a
-    multiple of 16 bytes. The recipe's validation ensures this.
+    ``activation`` is :func:`weighted_swiglu` or its compiled version. ``adapters`` holds the two weights' adapters by
+    name (:class:`training.layers.adapters.modules.StackedAdapter`), or is None. Grouped GEMM requires that a row's size
+    is a multiple of 16 bytes. The recipe's validation ensures this.
     """
     slots_S = routing.selected.flatten().argsort(stable=True)  # slot s of the sorted rows is (token, k) = divmod(s, K)
     tokens_S = slots_S // routing.selected.shape[1]
@@ -33,10 +35,14 @@ def grouped_experts(
     ends_E = tokens_per_expert(routing.selected, len(down_EDF)).cumsum(0, dtype=torch.int32)
     rows_SD: torch.Tensor = _ToExperts.apply(x_MD, tokens_S, places_MK)
     gate_up = F.grouped_mm(rows_SD, gate_up_E2FD.transpose(1, 2), offs=ends_E)
+    if adapters is not None:
+        gate_up = gate_up + adapters["gate_up_proj"](rows_SD, ends_E)
     # Apply the gate weight where rows are narrowest: before the last product.
     weights_S = routing.weights.flatten().gather(0, slots_S)
     weighted = activation(gate_up, weights_S)
     out_SD = F.grouped_mm(weighted, down_EDF.transpose(1, 2), offs=ends_E)
+    if adapters is not None:
+        out_SD = out_SD + adapters["down_proj"](weighted, ends_E)
     out_MD: torch.Tensor = _ToTokens.apply(out_SD, tokens_S, places_MK)
     return out_MD
 

@@ -30,6 +30,11 @@ def draw_xavier(weight_OI: torch.Tensor, seed_name: str, matrices: int = 1) -> N
     weight_OI.copy_(_empty(weight_OI).uniform_(-bound, bound, generator=_generator(weight_OI, seed_name)))
 
 
+def draw_uniform(weight: torch.Tensor, seed_name: str, bound: float) -> None:
+    """Fill a weight in place with draws from [-bound, bound)."""
+    weight.copy_(_empty(weight).uniform_(-bound, bound, generator=_generator(weight, seed_name)))
+
+
 def _generator(weight: torch.Tensor, seed_name: str) -> torch.Generator:
     return torch.Generator(weight.device).manual_seed(zlib.crc32(seed_name.encode()))
 

@@ -13,6 +13,10 @@ class Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
 
+    def effective_weight(self) -> torch.Tensor:
+        """Return the matrix [out, in] that the layer applies, including an adapter's part."""
+        return self.weight
+
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return ``x @ weight.T + bias``: [..., in] -> [..., out], with ``weight`` [out, in]."""

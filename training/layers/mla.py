@@ -100,7 +100,7 @@ class MultiHeadLatentAttention(nn.Module):
         """Attend to the cached latents, whose expansion is absorbed into queries and outputs. Returns [B, T, N, Z]."""
         cache.append(torch.cat(self._latents(x_BTD, rope), dim=-1))
         q_BNTQ = rotate_tail(self._queries(x_BTD), rope)
-        expand_NeC = self.kv_b_proj.weight.view(self.heads, -1, self.latent_dim)
+        expand_NeC = self.kv_b_proj.effective_weight().view(self.heads, -1, self.latent_dim)
         out = cpu.decode.latent_attention(q_BNTQ, cache.entries(), expand_NeC, cache.visible_lengths(), self.scale)
         if out is not None:
             return out

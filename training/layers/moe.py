@@ -60,9 +60,13 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
         self.activation = weighted_swiglu
+        #: The stacks' adapters by name, or empty without adapters (see training/layers/adapters/).
+        self.adapters: tuple[nn.ModuleDict, ...] = ()
 
     def forward(self, x_MD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Sum the outputs of each token's experts, scaled by their gate weights (fp32): [M, D] -> [M, D]."""
+        for adapters in self.adapters:
+            return grouped_experts(x_MD, routing, self.gate_up_proj, self.down_proj, self.activation, adapters)
         out = cpu.experts.routed_experts(x_MD, *routing, self.gate_up_proj, self.down_proj)
         if out is not None:
             return out

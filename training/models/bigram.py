@@ -4,17 +4,22 @@ import torch
 from torch import nn
 
 from configs.schema.models.bigram import BigramSection
-from training.layers.cross_entropy import cross_entropy_sum
+from training.layers.cross_entropy import cross_entropy_sum, token_cross_entropy
 from training.layers.init import draw_normal
 from training.layers.kv_cache import Cache
 from training.models.causal_lm import CausalLM
 
 
 class LogitsHead(nn.Module):
-    """Head for hidden states that are already logits, [..., V]. Given labels [...], it returns the summed loss."""
+    """Head for hidden states that are already logits, [..., V]. Given labels [...], it returns the loss."""
 
-    def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        return hidden if labels is None else cross_entropy_sum(hidden, labels)
+    def forward(
+        self, hidden: torch.Tensor, labels: torch.Tensor | None = None, per_token: bool = False
+    ) -> torch.Tensor:
+        """Return the logits or, given labels, their summed cross-entropy, or with ``per_token`` each label's."""
+        if labels is None:
+            return hidden
+        return token_cross_entropy(hidden, labels) if per_token else cross_entropy_sum(hidden, labels)
 
 
 class BigramModel(nn.Module):

@@ -98,22 +98,24 @@ class CausalLM(LayerStack):
         input_ids_BT: torch.Tensor,
         targets: Sequence[torch.Tensor] | None = None,
         starts: torch.Tensor | None = None,
+        per_token: bool = False,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Map token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the summed loss.
+        """Map token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the loss.
 
         Args:
             input_ids_BT: token ids.
             targets: a single element, the labels [B, T].
             starts: where documents begin (see :class:`Documents`). If None, a token attends to all tokens before it.
+            per_token: whether to return each target's loss rather than their sum.
 
         Returns:
-            Logits, or ``{"cross_entropy": sum over the targets in nats}``.
+            Logits, or ``{"cross_entropy": sum over the targets in nats, or [B, T] with 0 for ignored labels}``.
         """
         hidden_BTD = self.hidden(input_ids_BT, starts)
         if targets is None:
             logits_BTV: torch.Tensor = self.lm_head(hidden_BTD)
             return logits_BTV
-        return {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
+        return {"cross_entropy": self.lm_head(hidden_BTD, targets[0], per_token)}
 
 
 def locate(

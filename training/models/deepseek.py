@@ -155,6 +155,7 @@ class DeepseekForCausalLM(CausalLM):
         input_ids_BT: torch.Tensor,
         targets: Sequence[torch.Tensor] | None = None,
         starts: torch.Tensor | None = None,
+        per_token: bool = False,
         balance: Sequence[str] = (),
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Map token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the summed losses.
@@ -164,6 +165,8 @@ class DeepseekForCausalLM(CausalLM):
             targets: labels [B, T] for the main model, then for each depth of multi-token prediction. The labels of
                 depth k are shifted by k more positions. Depths without labels are not computed.
             starts: where documents begin (see :class:`Documents`). If None, a token attends to all tokens before it.
+            per_token: whether to return the main model's loss for each target, [B, T] with 0 for ignored labels, rather
+                than their sum.
             balance: names of the balancing losses to compute (see ``BALANCE_LOSSES``).
 
         Returns:
@@ -177,7 +180,7 @@ class DeepseekForCausalLM(CausalLM):
         routers = list(self.routers.values()) if self.training else []
         with record_routing(routers):
             hidden_BTD = self.model(input_ids_BT, positions, layer_inputs)
-            losses = {"cross_entropy": self.lm_head(hidden_BTD, targets[0])}
+            losses = {"cross_entropy": self.lm_head(hidden_BTD, targets[0], per_token)}
             for depth, (layer, labels) in enumerate(zip(self.prediction_layers, targets[1:], strict=False), start=1):
                 # The last positions wrap around to the first tokens. The causal mask and the ignored labels keep these
                 # from affecting any prediction.

@@ -9,6 +9,7 @@ from torch import nn
 from configs.schema.train import OptimizerSection
 from training.engine.partitions import ParamSlice, Partition, partitions
 from training.optim.muon import Muon
+from training.optim.trained_part import scale_of
 
 #: Weights with one row per token, position or class; Muon is not meant for them.
 _TABLES = ("embed_tokens.weight", "positions.weight", "lm_head.weight", "score.weight")
@@ -35,7 +36,7 @@ def parameter_groups(
     """Return the trainable parameters in groups. Vectors get no weight decay. Groups of experts are marked ``moe``.
 
     If ``muon`` is set, tables (see ``_TABLES``) and the matrices that Muon updates are in separate groups. Parameters
-    whose names start with a key of ``rate_scales`` get separate groups too. The trainer multiplies the learning rate by
+    whose names match a pattern in ``rate_scales`` get separate groups too. The trainer multiplies the learning rate by
     a group's ``rate_scale``, which is 1 for all other parameters.
 
     DeepSpeed reduces the gradients of a ``moe`` group over the ranks that hold the same experts. It looks up these
@@ -64,8 +65,7 @@ def parameter_groups(
             kind = "vectors"
         else:
             kind = "tables" if muon and not orthogonal(name, tuple(parameter.shape)) else "matrices"
-        scale = next((scale for prefix, scale in scales.items() if name.startswith(prefix)), 1.0)
-        groups[kind, scale]["params"].append(parameter)
+        groups[kind, scale_of(name, scales)]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 

@@ -40,6 +40,8 @@ class LossScale:
 
 
 NATS = LossScale()
+#: The loss of preferences.
+PER_PAIR = LossScale("per pair of answers")
 
 
 def loss_figure(

@@ -5,6 +5,7 @@ from artefacts.pages.formats import compact, decimal, duration, integer
 from training.report.checkpoint_section import checkpoint_section
 from training.report.data_section import data_section
 from training.report.evaluation_sections import baselines, evaluation_section, models, samples_section
+from training.report.prompt_section import prompt_section
 from training.report.run_files import RunFiles
 from training.report.series import totals
 from training.report.task_section import scores, task_section
@@ -20,6 +21,7 @@ def build_page(run: RunFiles) -> str:
         checkpoint_section(run),
         task_section(run),
         *(finetuning_section(run, stage) for stage in run.finetune_metrics),
+        prompt_section(run),
         samples_section(run),
         data_section(run),
         markup.section("recipe", "Recipe", markup.details("The resolved recipe", run.recipe), _versions(run)),

@@ -8,7 +8,7 @@ from typing import Any
 from artefacts import command_hints, metrics_log, repair_hints
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.metrics_log import Metrics, read_metrics
+from artefacts.metrics_log import Metrics, read_metrics, read_records
 from artefacts.training_folder import finished
 from configs.load import dump_recipe
 from configs.run_layout import CHECKPOINT_RESULTS, EVALUATION, RunLayout
@@ -30,6 +30,7 @@ class RunFiles:
         evaluation: contents of ``evaluation/evaluation.json``; empty if the file does not exist.
         checkpoint_results: stage -> results of its checkpoints by ``evaluate checkpoints``, in the order of steps.
         recipe: the resolved recipe as YAML. If pretraining has started, the recipe it was started with.
+        training_samples: stage -> the records of its ``samples.jsonl``, for stages with samples.
         trained_on: the artefact that pretraining reads, ``tokens`` or ``examples``.
         examples: manifest of every fine-tuning stage's examples, by the stage's name; missing ones are left out.
     """
@@ -41,6 +42,7 @@ class RunFiles:
     pretrain_metrics: Metrics
     finetune_metrics: dict[str, Metrics]
     evaluation: dict[str, Any]
+    training_samples: dict[str, list[dict[str, Any]]]
     recipe: str
     trained_on: str = "tokens"
     examples: dict[str, Manifest] = field(default_factory=dict)
@@ -82,6 +84,11 @@ def read_run(recipe: Recipe) -> RunFiles:
         finetune_metrics={stage: read_metrics(layout.finetune(stage) / metrics_log.NAME) for stage in stages},
         examples={stage: saved for stage, saved in examples.items() if saved is not None},
         evaluation=evaluation if ("task" in evaluation) == on_examples else {},
+        training_samples={
+            stage: records
+            for stage in ("pretrain", *stages)
+            if (records := list(read_records(layout.training(stage) / metrics_log.SAMPLES)))
+        },
         recipe=_read_recipe(layout.pretrain / "recipe.yaml") or dump_recipe(recipe),
         trained_on="examples" if on_examples else "tokens",
         checkpoint_results=_read_checkpoint_results(layout.evaluation_log / CHECKPOINT_RESULTS, ["pretrain", *stages]),

@@ -30,10 +30,13 @@ def results_lines(results: Results) -> list[str]:
     for name, facts in stages.items():
         if "held_out_loss_after" in facts:
             before, after = facts["held_out_loss_before"], facts["held_out_loss_after"]
+            kind = "pairs, chosen answers" if "preferences" in facts else "held out"
             lines.append(
-                f"answers      {facts['examples']} held out, {name}: loss {before:.3f} -> {after:.3f} "
+                f"answers      {facts['examples']} {kind}, {name}: loss {before:.3f} -> {after:.3f} "
                 f"({after / before - 1:+.0%})"
             )
+        if scores := facts.get("preferences"):
+            lines.append(f"  preferred  {scores['accuracy']:.1%} of the pairs, reward margin {scores['margin']:.3f}")
     if results["experts"]:
         worst = max(facts["max_over_mean"] for facts in results["experts"].values())
         lines.append(f"experts      max/mean expert load {worst:.2f} on the validation text")

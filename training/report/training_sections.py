@@ -8,8 +8,9 @@ from artefacts.metrics_log import Metrics
 from artefacts.pages import markup
 from artefacts.pages.figures import inline_svg
 from artefacts.pages.formats import decimal
-from training.report.curves import loss_figure, other_losses, other_losses_figure, training_figure
+from training.report.curves import NATS, PER_PAIR, loss_figure, other_losses, other_losses_figure, training_figure
 from training.report.expert_figures import balance_figure, bias_figure, layer_label, load_figure
+from training.report.preference_section import has_preferences, preference_figures, preference_table
 from training.report.run_files import RunFiles
 from training.report.series import expert_layers
 
@@ -28,7 +29,8 @@ def finetuning_section(run: RunFiles, stage: str) -> str:
     facts = (run.evaluation.get("finetune") or {}).get(stage) or {}
     before, after = facts.get("held_out_loss_before"), facts.get("held_out_loss_after")
     if before is not None and after is not None:
-        label = f"loss on {facts['examples']:,} held-out answers" if "examples" in facts else "loss on held-out answers"
+        kind = "chosen answers" if "preferences" in facts else "held-out answers"
+        label = f"loss on {facts['examples']:,} {kind}" if "examples" in facts else "loss on held-out answers"
         rows.append([f"{label} (nats per token)", decimal(before), decimal(after), f"{after - before:+.3f}"])
     base, tuned = (run.evaluation.get("pretrain") or {}).get("bits_per_byte"), facts.get("bits_per_byte")
     if base is not None and tuned is not None:
@@ -36,7 +38,8 @@ def finetuning_section(run: RunFiles, stage: str) -> str:
     table = markup.table(["", "before", "after", "change"], rows, "Before and after fine-tuning")
     title = f"Fine-tuning: {stage}" if len(run.finetune_metrics) > 1 else "Fine-tuning"
     curves = _curves(run.finetune_metrics[stage], f"fine-tuning {stage}")
-    return markup.section(f"finetuning-{stage}", title, table, *curves)
+    preferences = preference_table(facts.get("preferences") or {})
+    return markup.section(f"finetuning-{stage}", title, table, preferences, *curves)
 
 
 def experts_section(run: RunFiles) -> str:
@@ -68,8 +71,10 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
     if not metrics:
         return []
     broken = sum(record.get("loss") is None or not math.isfinite(record["loss"]) for record in records)
+    scale = PER_PAIR if has_preferences(metrics) else NATS
     return [
-        markup.figure(inline_svg(partial(loss_figure, metrics), f"loss of {stage}")),
+        markup.figure(inline_svg(partial(loss_figure, metrics, scale), f"loss of {stage}")),
+        *preference_figures(metrics, stage),
         markup.note(f"Logged steps with a non-finite loss, which are not drawn: {broken}.") if broken else "",
         markup.note(_events(metrics)) if metrics.get("event") else "",
         markup.figure(
@@ -86,14 +91,18 @@ def _curves(metrics: Metrics, stage: str) -> list[str]:
 
 
 def _events(metrics: Metrics) -> str:
-    """Return the number and steps of loss spikes and of skipped steps, each as a sentence."""
+    """Return the number and steps of loss spikes and of skipped steps, and the early end, each as a sentence."""
     names = {"spike": "Loss spikes", "skipped": "Steps skipped because the loss or gradient was not finite"}
+    stops = [event for event in metrics["event"] if event["event"] == "early_stop"]
     sentences = []
     for kind, name in names.items():
         steps = [event["step"] for event in metrics["event"] if event["event"] == kind]
         if steps:
             shown = ", ".join(map(str, steps[:_EVENTS])) + (", …" if len(steps) > _EVENTS else "")
             sentences.append(f"{name}: {len(steps)}, at step {shown}.")
+    if stops:
+        step, lowest = stops[-1]["step"], stops[-1]["lowest_step"]
+        sentences.append(f"Training ended early, at step {step}. The validation loss was lowest at step {lowest}.")
     return " ".join(sentences)
 
 

@@ -13,10 +13,11 @@ class StepResult:
 
     Attributes:
         step: optimizer steps done, including this one.
-        loss: cross-entropy in nats per target token, over the global batch.
+        loss: the objective's main loss, averaged over the global batch: cross-entropy in nats per target token, or the
+            loss per pair of answers.
         learning_rate: the learning rate of this step.
         grad_norm: the global gradient norm before clipping.
-        targets: number of target tokens across all ranks.
+        targets: number of items over which ``loss`` is averaged: target tokens, or pairs of answers.
         tokens: number of tokens processed across all ranks, including padding and prompts.
         seconds: wall-clock time on this rank.
         terms: the unweighted mean of each of the objective's other losses, by name.
@@ -45,7 +46,7 @@ class Callback:
     **When.** One call to ``Trainer.run`` triggers::
 
         on_train_begin
-        for every step:
+        for every step, until the last one or until ends_training:
             on_step_end
             reduce_inputs, on_reduced
         on_interrupt or on_train_end
@@ -78,11 +79,15 @@ class Callback:
     def on_reduced(self, sums: Sequence[float]) -> None:
         """Called right after ``reduce_inputs``, with this callback's numbers summed over all ranks."""
 
+    def ends_training(self) -> bool:
+        """Return whether training is complete before its last step. Every rank must return the same."""
+        return False
+
     def on_interrupt(self, step: int) -> None:
         """Called when a signal stops training early, after ``step`` steps."""
 
     def on_train_end(self, step: int) -> None:
-        """Called when all ``step`` steps are done."""
+        """Called when training is complete, after ``step`` steps."""
 
     def on_failure(self) -> None:
         """Called on all ranks when a ``RunError`` ends training. Must not raise."""

@@ -16,7 +16,11 @@ from training.trainer.load_balancer import Balancer
 
 
 class Objective(Protocol):
-    """A training objective: the weighted sum of several mean losses, one of which is ``cross_entropy``."""
+    """A training objective: the weighted sum of several mean losses.
+
+    Attributes:
+        weights: each loss's weight. The first loss is the main one. Losses with weight 0 are only measured.
+    """
 
     weights: Mapping[str, float]
 
@@ -28,8 +32,23 @@ class Objective(Protocol):
         """Return each loss, summed over a batch."""
         ...
 
+    def validate(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, int]]:
+        """Return the main loss and whatever else is measured, each as a sum over a batch and the number of items."""
+        ...
+
     def cross_entropy(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cross-entropy summed over a batch's targets, and the number of targets. For evaluation."""
+        """Return the cross-entropy summed over the targets of a batch of text, and the number of targets."""
+        ...
+
+
+class Sampler(Protocol):
+    """Completes fixed prompts with the model in training."""
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+
+    def complete(self, engine: Any, ranks: Ranks) -> list[str]:
+        """Return each prompt's completion. Collective. The engine must be in evaluation mode."""
         ...
 
 
@@ -54,6 +73,8 @@ class TrainingContext:
         earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets; the same on
             every rank, and empty in pretraining.
         restored: the ``state`` saved in that checkpoint; empty if the run does not resume.
+        keep_best: whether later steps use the checkpoint with the lowest validation loss, rather than the last one.
+        sampler: completes ``train.samples``; None if the recipe has none.
     """
 
     run: TrainingRun
@@ -71,3 +92,5 @@ class TrainingContext:
     start_step: int = 0
     earlier_validation: Sequence[Batch] = ()
     restored: Mapping[str, Any] = field(default_factory=dict)
+    keep_best: bool = False
+    sampler: Sampler | None = None

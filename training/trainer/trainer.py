@@ -19,7 +19,7 @@ from training.trainer.context import TrainingContext
 
 
 class Ended(Enum):
-    """How training ended: after the last step, on a signal, or at ``train.simulate_crash_at``."""
+    """How training ended: complete, on a signal, or at ``train.simulate_crash_at``."""
 
     DONE = auto()
     STOPPED = auto()
@@ -27,7 +27,11 @@ class Ended(Enum):
 
 
 class Trainer:
-    """Runs the optimizer steps of one training run."""
+    """Runs the optimizer steps of one training run.
+
+    Attributes:
+        step: number of optimizer steps done.
+    """
 
     def __init__(self, context: TrainingContext, callbacks: Sequence[Callback]) -> None:
         """Initialize the trainer.
@@ -37,11 +41,14 @@ class Trainer:
             callbacks: called in this order; see ``training.trainer.callbacks.build``.
         """
         self._context, self._callbacks = context, callbacks
+        self.step = context.start_step
         # The trainer clips gradients itself where DeepSpeed would compute the wrong norm.
         self._max_grad_norm = context.train.max_grad_norm if clips_in_trainer(context.train) else None
 
     def run(self) -> Ended:
-        """Train from ``context.start_step`` until the last step, a signal, or ``train.simulate_crash_at``.
+        """Train from ``context.start_step`` until a signal, ``train.simulate_crash_at``, or training is complete.
+
+        Training is complete after the last step, or when a callback ends it early.
 
         Raises:
             RunError: training cannot continue, or its result could not be saved.
@@ -57,24 +64,26 @@ class Trainer:
                 callback.close()
 
     def _run(self) -> Ended:
-        steps = self._context.train.steps
         self._context.engine.train()
         for callback in self._callbacks:
             callback.on_train_begin()
-        ended = self.run_steps(self._context.start_step, steps)
+        ended = self.run_steps(self.step, self._context.train.steps)
         if ended is Ended.DONE:
             for callback in self._callbacks:
-                callback.on_train_end(steps)
+                callback.on_train_end(self.step)
         return ended
 
     def run_steps(self, start: int, end: int) -> Ended:
         """Run steps ``start`` .. ``end``-1. Triggers the per-step events and ``on_interrupt``, but no other events."""
         train = self._context.train
         for step in range(start, end):
+            if self._is_complete():
+                break
             result = self._step(step)
+            self.step = result.step
             for callback in self._callbacks:
                 callback.on_step_end(result)
-            unfinished = result.step < train.steps
+            unfinished = not self._is_complete()
             if unfinished and train.simulate_crash_at is not None and result.step >= train.simulate_crash_at:
                 return Ended.ABORTED
             if self._reduce() and unfinished:
@@ -82,6 +91,11 @@ class Trainer:
                     callback.on_interrupt(result.step)
                 return Ended.STOPPED
         return Ended.DONE
+
+    def _is_complete(self) -> bool:
+        """Return whether all steps are done, or a callback has ended training. A resumed run may start complete."""
+        done = self.step >= self._context.train.steps
+        return done or any(callback.ends_training() for callback in self._callbacks)
 
     def _step(self, step: int) -> StepResult:
         began = time.monotonic()
@@ -94,12 +108,13 @@ class Trainer:
         loads = context.balancer.update(counted=applied)
         sum_over_ranks(totals)
         means = {name: float(totals[i]) / max(1.0, counts[name]) for i, name in enumerate(context.objective.weights)}
+        main = next(iter(means))
         return StepResult(
             step=step + 1,
-            loss=means.pop("cross_entropy"),
+            loss=means.pop(main),
             learning_rate=rate,
             grad_norm=float(norm),
-            targets=int(counts["cross_entropy"]),
+            targets=int(counts[main]),
             tokens=int(tokens),
             seconds=time.monotonic() - began,
             terms=means,

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from configs.schema.adapter import Target
 from configs.schema.base import NonIdentity, Section
 
 #: Type of the validation error for an unknown family.
@@ -45,8 +46,13 @@ class ModelSection(Section):
 
     @property
     def rate_scales(self) -> dict[str, float]:
-        """Parameter name prefix -> multiplier for ``train.learning_rate``. Other parameters have multiplier 1."""
+        """Pattern of parameter names -> multiplier for ``train.learning_rate``. Other parameters have multiplier 1."""
         return {}
+
+    @property
+    def adapter_targets(self) -> tuple[Target, ...]:
+        """The layers that can have adapters in fine-tuning."""
+        return ()
 
     @property
     def num_moe_layers(self) -> int:

@@ -52,7 +52,7 @@ class ClassifierSection(ModelSection):
 
     @property
     def rate_scales(self) -> dict[str, float]:
-        return {} if self.backbone_rate in (0, 1) else {"model.": self.backbone_rate}
+        return {} if self.backbone_rate in (0, 1) else {"model.*": self.backbone_rate}
 
     @property
     def num_moe_layers(self) -> int:

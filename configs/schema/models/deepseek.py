@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from configs.schema.adapter import Target
 from configs.schema.base import NonIdentity, Section
 from configs.schema.models.base import ModelSection
 
@@ -152,6 +153,13 @@ class DeepseekSection(ModelSection):
     @property
     def prediction_depth(self) -> int:
         return self.num_nextn_predict_layers
+
+    @property
+    def adapter_targets(self) -> tuple[Target, ...]:
+        dense: tuple[Target, ...] = ("dense",) if self.first_k_dense_replace else ()
+        routed: tuple[Target, ...] = ("routed_experts",) if self.num_moe_layers else ()
+        shared: tuple[Target, ...] = ("shared_experts",) if routed and self.n_shared_experts else ()
+        return ("attention", *dense, *shared, *routed)
 
     @property
     def num_moe_layers(self) -> int:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from configs.schema.adapter import Target
 from configs.schema.models.transformer import TransformerSection
 
 
@@ -29,3 +30,7 @@ class GptSection(TransformerSection):
         "layer", description="Kind of norm. `layer`: LayerNorm. `rms`: RMSNorm, which has no bias."
     )
     tie_word_embeddings: bool = Field(True, description="Share weights between the output head and the embedding.")
+
+    @property
+    def adapter_targets(self) -> tuple[Target, ...]:
+        return ("attention", "dense")

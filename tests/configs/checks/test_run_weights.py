@@ -51,6 +51,11 @@ def test_the_line_contains_stage_step_and_path(run) -> None:
     assert "pretrained, step 2 of 4, training is not finished: " in line(run.pretrain, 2)
     saved(run.pretrain, 0, imported={"model.safetensors": "f"})
     assert "pretrained, imported: " in line(run.pretrain, 0)
+    early = saved(run.finetune, 3, {"stopped_early": True, "validation_loss": 2.0}, keep_best=True)
+    saved(run.finetune, 1, {"validation_loss": 1.0}, keep_best=True)
+    run.finetune.finish(early)
+    assert "fine-tuned (sft), step 3 of 4, where training ended early: " in line(run.finetune, 3)
+    assert "fine-tuned (sft), step 1 of 4, the lowest validation loss: " in line(run.finetune, 1)
     assert line(run.pretrain, 2, "why").endswith(" (not current: why)")
 
 

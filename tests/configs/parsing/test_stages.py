@@ -51,8 +51,8 @@ def test_no_section_and_null_mean_no_stage(tmp_path) -> None:
         ([STAGE, {**STAGE, "name": "b"}], "finetune.b.epochs=x", "finetune.b.epochs must be a valid number, not 'x'"),
         ([STAGE, STAGE], "run.seed=1", "finetune: two stages are called sft"),
         ([STAGE, {**STAGE, "name": "b"}], "finetune.sft.start_from=b", "finetune.sft.start_from (b) is not an earlier"),
-        (STAGE, "finetune.name=pretrain", "name (pretrain) has another meaning"),
-        (STAGE, "finetune.name=epochs", "name (epochs) has another meaning"),
+        (STAGE, "finetune.name=pretrain", "name (pretrain) is taken"),
+        (STAGE, "finetune.name=epochs", "name (epochs) is taken"),
     ],
 )
 def test_wrong_stages_are_explained(tmp_path, stages, override, message) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from artefacts.errors import RequestError
 from configs.run_layout import RunLayout
+from configs.schema.examples import ExamplesSection
 from pipeline.document import Document
 from pipeline.documents import stage as documents
-from pipeline.examples import chat, instructions
+from pipeline.examples import chat, rendering
 from pipeline.examples.pydocs_questions import HELD_OUT, NO_SENTENCE, PRIVATE, REPEATED, answer, questions
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.tokens import stage as tokens
@@ -143,14 +144,14 @@ def _instructed(root, content, *overrides, name="made.jsonl"):
 
 
 def _over(root, path, *overrides):
-    more = ["finetune.examples.kind=instructions", f"finetune.examples.path={path}", *overrides]
+    more = ["finetune.examples.kind=files", f"finetune.examples.path={path}", *overrides]
     recipe = of_jsonl(root, write_jsonl(root / "a.jsonl", texts(30)), *more)
     documents.build(recipe)
     train(recipe)
     return recipe
 
 
-def test_instructions_and_messages(tmp_path):
+def test_instructions_and_messages(tmp_path, capsys):
     records = [{"instruction": f"Count to {n}.", "input": "now" if n % 2 else "", "output": f"{n}!"} for n in range(40)]
     turns = [
         ("system", "Be kind."),
@@ -159,10 +160,18 @@ def test_instructions_and_messages(tmp_path):
         ("user", "Bye."),
         ("assistant", "Later."),
     ]
-    records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     records.append(records[0])
-    recipe = _instructed(tmp_path, "\n".join(map(json.dumps, records)))
+    folder = tmp_path / "records"
+    folder.mkdir()
+    (folder / "alpaca.jsonl").write_text("\n".join(map(json.dumps, records)))
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (folder / "chat.jsonl").write_text(json.dumps({"messages": messages}))
+    recipe = _over(tmp_path, folder)
     published = build_examples(recipe)
+    assert capsys.readouterr().out.endswith(
+        "examples: Alpaca records (instruction, input, output) in alpaca.jsonl\n"
+        "examples: messages (messages) in chat.jsonl\n"
+    )
     assert published.counts["candidates"] == 42 and published.counts["dropped"] == {chat.REPEATED: 1}
     rows = [row for side in _sides(recipe) for row in side]
     assert len(rows) == 41
@@ -177,7 +186,7 @@ def test_long_examples_are_left_out_and_the_rest_sampled(tmp_path):
     records = [{"instruction": f"Say {n}.", "output": f"Number {n}. " * (30 if n < 5 else 1)} for n in range(60)]
     recipe = _instructed(tmp_path, json.dumps(records), "finetune.examples.max_examples=20", name="made.json")
     published = build_examples(recipe)
-    assert published.counts["dropped"] == {chat.TOO_LONG: 5, chat.NOT_SAMPLED: 35}
+    assert published.counts["dropped"] == {rendering.TOO_LONG: 5, chat.NOT_SAMPLED: 35}
     assert published.counts["train"]["examples"] + published.counts["held_out"]["examples"] == 20
 
 
@@ -193,7 +202,7 @@ def test_bad_records_are_counted_and_too_many_refused(tmp_path):
 def test_lone_surrogates_are_counted_as_bad(tmp_path):
     records = [json.dumps({"instruction": f"Do {n}.", "output": f"Done {n}."}) for n in range(10)]
     records.append('{"instruction": "Say it \\ud800.", "output": "Said."}')
-    records.append('{"messages": [{"role": "assistant", "content": "\\udfff"}], "\\ud800": 1}')
+    records.append('{"instruction": "Say", "output": "\\udfff", "\\ud800": 1}')
     records.append('{"\\ud801": 1}')
     published = build_examples(_instructed(tmp_path, "\n".join(records), "data.max_bad_fraction=0.5"))
     assert published.counts["candidates"] == 10 and sorted(published.counts["bad_inputs"].values()) == [1, 2]
@@ -204,8 +213,8 @@ def test_messages_are_normalized_as_documents_are(tmp_path):
         {"instruction": f"Do\r\ne\u0301 {n}.\x00\n", "input": " \r", "output": f"A\x0bB\u0301 {n}.\r\n"}
         for n in range(8)
     ]
-    turns = [("system", "Be\x85kind.\n"), ("user", "Hi\x07."), ("assistant", "e\u0301\u2028f ")]
-    records.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    more = {"system": "Be\x85kind.\n", "instruction": "Hi\x07.", "output": "e\u0301\u2028f "}
+    records.append(more)
     records.append({"instruction": "\x00", "output": "Nothing is asked."})
     recipe = _instructed(tmp_path, "\n".join(map(json.dumps, records)), "data.max_bad_fraction=0.2")
     published = build_examples(recipe)
@@ -223,20 +232,26 @@ def test_messages_are_normalized_as_documents_are(tmp_path):
     assert "Do\ne\u0301 3." in {row["question"] for side in _sides(other) for row in side}
 
 
-def _file(tmp_path, record):
+def _read(tmp_path, *records, **keys):
+    """The examples in a file, and its unusable records."""
     path = tmp_path / "made.jsonl"
-    path.write_text(json.dumps(record), encoding="utf-8")
-    return instructions.find(str(path))
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    bad = BadInputs()
+    section = ExamplesSection(kind="files", path=str(path), **keys)
+    return chat.read(section, False, str, bad, rendering.Losses()), bad
 
 
 def test_null_counts_as_a_missing_field(tmp_path):
     fields = {"input": None, "system": None, "messages": None}
-    records = [{"instruction": f"Do {n}.", "output": f"Done {n}.", **fields} for n in range(9)]
     turns = [{"role": role, "content": f"I am the {role}.", "name": None} for role in ("user", "assistant")]
-    records.append({"instruction": None, "input": None, "output": None, "messages": turns})
-    published = build_examples(recipe := _instructed(tmp_path, "\n".join(map(json.dumps, records))))
-    assert published.counts["candidates"] == 10 and not published.counts["bad_inputs"]
-    assert {"Do 3.", "I am the user."} <= {row["question"] for side in _sides(recipe) for row in side}
+    of_chat = {"instruction": None, "input": None, "output": None, "messages": turns}
+    for records in (
+        [{"instruction": f"Do {n}.", "output": f"Done {n}.", **fields} for n in range(9)],
+        [of_chat] * 9,
+    ):
+        examples, bad = _read(tmp_path, *records)
+        assert len(examples) == 9 and not bad.reasons
+        assert examples[3].question in ("Do 3.", "I am the user.")
 
 
 @pytest.mark.parametrize(
@@ -253,16 +268,17 @@ def test_null_counts_as_a_missing_field(tmp_path):
     ],
 )
 def test_values_that_are_not_text_are_named(tmp_path, record, reason):
-    bad = BadInputs()
-    assert not list(instructions.conversations(_file(tmp_path, record), str, bad)) and bad.reasons == {reason: 1}
+    examples, bad = _read(tmp_path, record)
+    assert not examples and bad.reasons == {reason: 1}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("made.csv", "instruction,output\nDo it.,Done.\n", "malformed line: 2 .*: use JSON lines"),
-        ("made.jsonl", "1\n2\n", "not a JSON object: 2 .*: use JSON lines"),
-        ("made.jsonl", "\n", "has no records: use JSON lines"),
+        ("made.csv", "instruction;output\nDo it.;Done.\n", "a single column, 'instruction;output': is ';' its"),
+        ("made.txt", "instruction,output\nDo it.,Done.\n", "malformed line: 2 .*: use JSON Lines"),
+        ("made.jsonl", "1\n2\n", "not a JSON object: 2 .*: use JSON Lines"),
+        ("made.jsonl", "\n", "has no records: use JSON Lines"),
         (
             "made.jsonl",
             json.dumps({"instruction": "Do it.", "output": "Done."}),

@@ -13,7 +13,9 @@ import pytest
 import zstandard
 
 from artefacts.errors import RequestError
-from pipeline.examples import instructions
+from configs.schema.examples import ExamplesSection
+from pipeline.examples import chat
+from pipeline.examples.rendering import Losses
 from pipeline.sources import file_source, signatures
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.csv import CsvSource
@@ -77,7 +79,8 @@ def test_every_source_names_the_actual_format(tmp_path, monkeypatch, source, kin
 def test_instructions_name_the_actual_format(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(KINDS["gzip-compressed"])
     bad = BadInputs()
-    assert not list(instructions.conversations(instructions.find(str(tmp_path)), str, bad))
+    section = ExamplesSection(kind="files", path=str(tmp_path))
+    assert not chat.read(section, False, str, bad, Losses())
     assert bad.reasons == {"the file is gzip-compressed": 1}
 
 

@@ -13,7 +13,10 @@ from artefacts.signals import StopRequest
 from artefacts.training_folder import TrainingRun
 from configs.load import load_recipe
 from configs.schema import Recipe
+from configs.schema.adapter import LoraSection
 from configs.schema.models.classifier import ClassifierSection
+from tests.support.training.tiny_run import character_tokenizer
+from tokenizer.registry import load_tokenizer
 from training.checkpoint.load import Resumption, newest_complete
 from training.checkpoint.retention import Retention
 from training.checkpoint.save import RunIdentity, Saver
@@ -23,9 +26,11 @@ from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
 from training.engine.expert_parallel import local_experts
 from training.engine.partitions import partitions
+from training.inference.prompt_sampler import prompt_sampler
 from training.models.registry import build_model, init_weights
 from training.objective import Objective
 from training.optim.build import bind_partitions, build_optimizer
+from training.optim.trained_part import TrainedPart
 from training.trainer.callback import Callback, StepResult
 from training.trainer.callbacks.build import build_callbacks
 from training.trainer.callbacks.checkpoint import CheckpointCallback
@@ -108,7 +113,7 @@ class Faulty:
         self._is_faulty, self._loss, self._gradient = ranks.rank == rank, loss, gradient
         self._step = 0
         self.weights, self.counts = self._objective.weights, self._objective.counts
-        self.cross_entropy = self._objective.cross_entropy
+        self.validate, self.cross_entropy = self._objective.validate, self._objective.cross_entropy
 
     def micro_batches(self, step: int, rank: int, ranks: int, micro_batch: int) -> list[Batch]:
         self._step = step + 1
@@ -155,7 +160,7 @@ def train_once(
     full_disk: tuple[int, int] | None = None,
     faults: dict[str, Any] | None = None,
     hang: dict[str, int] | None = None,
-    frozen: str | None = None,
+    trained: dict[str, Any] | None = None,
     swap_to: str | None = None,
 ) -> None:
     """Train from the newest checkpoint in ``begin_from`` or ``out``, or from nothing, to the last step.
@@ -166,8 +171,9 @@ def train_once(
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
     torch.manual_seed(ranks.rank)
-    engine = _engine(recipe, ranks, frozen, swap_to)
-    context = _context(recipe, engine, ranks, out, begin_from, faults)
+    part = trained_part(**trained or {})
+    engine = _engine(recipe, ranks, part, swap_to)
+    context = _context(recipe, engine, ranks, out, begin_from, part, faults)
     recorder = Recorder()
     callbacks: list[Callback] = [recorder]
     callbacks += [FullDisk(*full_disk, ranks)] if full_disk else []
@@ -183,16 +189,21 @@ def train_once(
     engine.destroy()
 
 
-def _engine(recipe: Recipe, ranks: Ranks, frozen: str | None, swap_to: str | None) -> Any:
+def trained_part(lora: dict[str, Any] | None = None, **fields: Any) -> TrainedPart:
+    """The part to train, from the keys of its ``lora`` section and its other fields."""
+    return TrainedPart(LoraSection(**lora) if lora else None, **fields)
+
+
+def _engine(recipe: Recipe, ranks: Ranks, trained: TrainedPart, swap_to: str | None) -> Any:
     train = recipe.train
     model = build_model(recipe.model, recipe.vocab_size)
     experts = local_experts(ranks.rank, recipe.model.expert_count, recipe.expert_parallel)
     init_weights(model, recipe.run.seed, experts)
     shun_the_first_experts(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(frozen is None or frozen not in name)
+    trained.prepare(model, recipe.run.seed, new=True)
     model.set_activation_checkpointing(train.activation_checkpointing)
-    optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel)
+    scales = trained.rate_scales
+    optimizer = build_optimizer(model, train.optimizer, train.learning_rate, recipe.expert_parallel, scales)
     expert_parallel = recipe.expert_parallel if recipe.model.has_experts else None
     config = deepspeed_config(train, ranks.size, expert_parallel, train.global_batch, recipe.micro_batch)
     if swap_to:
@@ -205,12 +216,19 @@ def _engine(recipe: Recipe, ranks: Ranks, frozen: str | None, swap_to: str | Non
 
 
 def _context(
-    recipe: Recipe, engine: Any, ranks: Ranks, out: Path, begin_from: Path | None, faults: dict[str, Any] | None
+    recipe: Recipe,
+    engine: Any,
+    ranks: Ranks,
+    out: Path,
+    begin_from: Path | None,
+    trained: TrainedPart,
+    faults: dict[str, Any] | None,
 ) -> TrainingContext:
     """The context of a run in ``out``, with the engine restored from its newest checkpoint if there is one."""
     train, checkpoints = recipe.train, out / "checkpoints"
     topology = {"ranks": ranks.size, "expert_parallel": recipe.expert_parallel, "zero_stage": train.zero_stage}
-    identity = RunIdentity({"run": "test"}, {}, {}, topology)
+    run = {"lora": trained.lora.identity()} if trained.lora else {}
+    identity = RunIdentity({"run": "test"}, {}, {}, topology, run)
     checkpoint = newest_complete(begin_from or checkpoints, ranks)
     balancer = Balancer(engine.module, train.router_bias_update_rate)
     restored: dict[str, Any] = {}
@@ -218,7 +236,8 @@ def _context(
         restored = Resumption(checkpoint, identity).load(engine, ranks)
         balancer.load_state_dict(restored["balance"])
     start = checkpoint.step if checkpoint else 0
-    retention = Retention(train.keep, train.keep_every, train.keep_best)
+    keep_best = train.early_stopping is not None
+    retention = Retention(train.keep, train.keep_every, max(train.keep_best, int(keep_best)))
     faulty = Faulty(recipe, ranks, **faults) if faults else None
     held_out = [SyntheticTokens(recipe).micro_batches(100 + number, 0, 1, 2)[0] for number in range(3)]
     return TrainingContext(
@@ -236,6 +255,8 @@ def _context(
         flops_per_token=1.0,
         start_step=start,
         restored=restored,
+        keep_best=keep_best,
+        sampler=prompt_sampler(recipe, load_tokenizer(character_tokenizer(out / "tokenizer"))),
     )
 
 

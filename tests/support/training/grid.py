@@ -54,7 +54,7 @@ class Task:
         full_disk: the steps between which the disk of the last rank is full.
         faults: ``rank``, and the steps at which its ``loss`` or its ``gradient`` is not finite.
         hang: ``rank``, and the ``step`` after which it hangs.
-        frozen: part of the names of parameters that are not trained.
+        trained: fields of ``TrainedPart``, with the keys of its ``lora``.
         swap_to: folder to which DeepSpeed swaps, also where recipes may not set one.
     """
 
@@ -65,7 +65,7 @@ class Task:
     full_disk: tuple[int, int] | None = None
     faults: dict[str, Any] | None = None
     hang: dict[str, int] | None = None
-    frozen: str | None = None
+    trained: dict[str, Any] | None = None
     swap_to: Path | None = None
 
     def seen(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def run_tasks(tasks: Iterable[Task], folder: Path, environment: dict[str, str] |
                 "full_disk": task.full_disk,
                 "faults": task.faults,
                 "hang": task.hang,
-                "frozen": task.frozen,
+                "trained": task.trained,
                 "swap_to": str(task.swap_to) if task.swap_to else None,
             }
             for task in group

@@ -25,7 +25,7 @@ def main(plan: Path) -> None:
         out = Path(task["out"])
         out.mkdir(parents=True, exist_ok=True)
         begin_from = Path(task["from"]) if task["from"] else None
-        special = {key: task[key] for key in ("full_disk", "faults", "hang", "frozen", "swap_to")}
+        special = {key: task[key] for key in ("full_disk", "faults", "hang", "trained", "swap_to")}
         train_once(out, task["overrides"], ranks, begin_from, **special)
         if ranks.first:
             print(f"{number + 1}: {out.name} in {time.monotonic() - began:.1f} s", flush=True)

@@ -34,14 +34,19 @@ def tiny_recipe(root: Path, model: dict[str, Any], *overrides: str) -> Recipe:
         "launch": {"device": "cpu"},
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    folder = root / "tiny" / "tokenizer"
-    folder.mkdir(parents=True, exist_ok=True)
-    reserved = [*special_tokens.RESERVED, *special_tokens.spare(8)]
-    (folder / "characters.json").write_text(json.dumps({"reserved": reserved, "characters": CHARACTERS}))
+    folder = character_tokenizer(root / "tiny" / "tokenizer")
     ids = load_tokenizer(folder).encode(TEXT)
     for split in ("train", "val"):
         write(root / "tiny" / "tokens", split, [[torch.tensor([*ids, special_tokens.END_OF_TEXT_ID]).numpy()] * 12])
     return load_recipe(str(root / "recipe.yaml"), list(overrides))
+
+
+def character_tokenizer(folder: Path) -> Path:
+    """Write a tokenizer with an id for each of ``CHARACTERS`` to a folder; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reserved = [*special_tokens.RESERVED, *special_tokens.spare(8)]
+    (folder / "characters.json").write_text(json.dumps({"reserved": reserved, "characters": CHARACTERS}))
+    return folder
 
 
 def tiny_model(recipe: Recipe) -> Any:

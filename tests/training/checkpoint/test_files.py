@@ -15,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from artefacts.manifest import DamagedError
-from training.checkpoint import tensor_file
+from tests.support.training_runs import begun, saved
+from training.checkpoint import load, tensor_file
 from training.checkpoint.index import Contents, rank_file
+from training.checkpoint.load import usable_checkpoint
 from training.checkpoint.retention import Retention, superseded
 from training.checkpoint.snapshot import BUFFER, MASTER, RANDOM
 
@@ -125,3 +127,23 @@ def test_the_newest_are_never_deleted(losses, newest, every, best) -> None:
     assert stay[-newest:] == sorted(losses)[-newest:]
     # Publishing again deletes nothing more.
     assert superseded({step: losses[step] for step in stay}, Retention(newest, every, best)) == []
+
+
+def test_commands_use_the_checkpoint_that_a_run_ended_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it trains, or if that checkpoint is damaged, they use the newest complete one."""
+    monkeypatch.setattr(load, "fault_of_format", lambda saved: "")
+    run = begun(tmp_path)
+    assert usable_checkpoint(run.folder) is None
+    best = saved(run, 1, {"validation_loss": 1.0}, keep_best=True)
+    newer = saved(run, 3, {"validation_loss": 2.0}, keep_best=True)
+    usable = usable_checkpoint(run.folder)
+    assert usable is not None and (usable.folder, usable.skipped) == (newer, [])
+    last = saved(run, 4, {"validation_loss": 1.5}, keep_best=True)
+    run.finish(last)
+    usable = usable_checkpoint(run.folder)
+    assert usable is not None and (usable.folder, usable.step) == (best, 1)
+    next(best.glob("*.safetensors")).write_text("other")
+    usable = usable_checkpoint(run.folder)
+    assert usable is not None and usable.folder == last
+    (line,) = usable.skipped
+    assert line.startswith("step-00000001 skipped: ")

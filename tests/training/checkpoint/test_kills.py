@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,15 +22,47 @@ from configs.load import load_recipe
 from configs.run_layout import RunLayout
 from tests.support.launch.runs import shared_memory
 from tests.support.paths import CHECKOUT
+from tests.support.training.pairs import PAIRS, STAGE, with_pairs
 from tests.support.waiting import PATIENCE
 
 RECIPE = CHECKOUT / "tests" / "end-to-end.yaml"
 pytestmark = [pytest.mark.engine, pytest.mark.apart]
 
 
+SAVING = ["train.precision=fp32", "train.save_every=4", "train.eval_every=0", "train.keep=3"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``launch local`` starts with these words, and the folder in which it trains."""
+
+    words: list[str]
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def last_checkpoint(self) -> manifest.Manifest:
+        finished = manifest.require(self.folder, self.words[0])
+        return manifest.require_sound(self.checkpoints / finished.details["checkpoint"], self.words[0])
+
+
 def arguments(root: Path, steps: int) -> list[str]:
-    overrides = [f"run.root={root}", f"train.steps={steps}", "train.precision=fp32", "train.save_every=4"]
-    return ["--recipe", str(RECIPE), *overrides, "train.eval_every=0", "train.keep=3"]
+    return ["--recipe", str(RECIPE), f"run.root={root}", f"train.steps={steps}", *SAVING]
+
+
+def pretraining(root: Path, steps: int) -> Run:
+    layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
+    return Run(["pretrain", *arguments(root, steps)], layout.pretrain)
+
+
+def preference_stage(root: Path, steps: int) -> Run:
+    """A stage on the pairs of ``with_pairs``, on two expert-parallel ranks."""
+    more = [f"run.root={root}", f"finetune.epochs={4 * steps / PAIRS}", "launch.processes=2", "launch.threads=1"]
+    recipe = root / "recipe.yaml"
+    layout = RunLayout.of(load_recipe(recipe, [*STAGE, *more]))
+    return Run(["finetune", "--recipe", str(recipe), *STAGE, *SAVING, *more], layout.finetune("dpo"))
 
 
 @dataclass
@@ -49,11 +82,10 @@ class Tally:
 class Life:
     """One start of the run in a folder."""
 
-    def __init__(self, root: Path, steps: int, log: Path) -> None:
-        self.layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
-        self.checkpoints = self.layout.pretrain / "checkpoints"
+    def __init__(self, run: Run, log: Path) -> None:
+        self._run = run
         self._log = open(log, "ab")  # noqa: SIM115 - as long as the process
-        argv = [sys.executable, "-m", "launch", "local", "pretrain", *arguments(root, steps)]
+        argv = [sys.executable, "-m", "launch", "local", *run.words]
         self.process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=self._log, stderr=self._log)
 
     def children(self) -> dict[int, str]:
@@ -66,10 +98,10 @@ class Life:
         return processes
 
     def saving(self) -> bool:
-        return any(self.checkpoints.glob(".step-*.partial"))
+        return any(self._run.checkpoints.glob(".step-*.partial"))
 
     def steps_done(self) -> int:
-        file = self.layout.pretrain / "metrics.jsonl"
+        file = self._run.folder / "metrics.jsonl"
         return sum(1 for _ in read_records(file)) if file.exists() else 0
 
     def kill(self, victim: int) -> None:
@@ -114,39 +146,40 @@ def kill_once(life: Life, moment: str, generator: random.Random, tally: Tally) -
     return True
 
 
-def suffer(root: Path, steps: int, kills: int, log: Path, tally: Tally) -> None:
+def suffer(run: Run, kills: int, log: Path, tally: Tally) -> None:
     """Start, kill, start again, until ``kills`` kills are done; then let it finish."""
     generator = random.Random(5)
     while tally.kills < kills:
-        life = Life(root, steps, log)
+        life = Life(run, log)
         moment = generator.choice(["starting", "running", "saving", "saving", "saving"])
         if not kill_once(life, moment, generator, tally):
             assert life.process.wait() == 0, log.read_text()[-3000:]
             # It finished before all kills were done: continue with a run that resumes from an earlier checkpoint.
-            for path in sorted(life.checkpoints.glob("step-*"))[1:]:
+            for path in sorted(run.checkpoints.glob("step-*"))[1:]:
                 shutil.rmtree(path)
-            (life.layout.pretrain / manifest.NAME).unlink()
+            (run.folder / manifest.NAME).unlink()
         tally.starts += 1
-    assert Life(root, steps, log).process.wait(PATIENCE) == 0, log.read_text()[-3000:]
-
-
-def last_checkpoint(root: Path) -> manifest.Manifest:
-    layout = RunLayout.of(load_recipe(RECIPE, [f"run.root={root}"]))
-    finished = manifest.require(layout.pretrain, "pretrain")
-    return manifest.require_sound(layout.pretrain / "checkpoints" / finished.details["checkpoint"], "pretrain")
+    assert Life(run, log).process.wait(PATIENCE) == 0, log.read_text()[-3000:]
 
 
 def check(tmp_path: Path, steps: int, kills: int) -> Tally:
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    data = [sys.executable, "-m", "pipeline", "run", *arguments(alone, steps)]
+    root = tmp_path / "alone"
+    data = [sys.executable, "-m", "pipeline", "run", *arguments(root, steps)]
     subprocess.run(data, cwd=CHECKOUT, check=True, capture_output=True)
+    return check_runs(tmp_path, pretraining, steps, kills)
+
+
+def check_runs(tmp_path: Path, run_in: Callable[[Path, int], Run], steps: int, kills: int) -> Tally:
+    """Kill a run in a copy of the folder ``alone``, and compare it with an undisturbed one."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
     shutil.copytree(alone, killed)
-    whole = [sys.executable, "-m", "launch", "local", "pretrain", *arguments(alone, steps)]
+    undisturbed, disturbed = run_in(alone, steps), run_in(killed, steps)
+    whole = [sys.executable, "-m", "launch", "local", *undisturbed.words]
     subprocess.run(whole, cwd=CHECKOUT, check=True, capture_output=True)
     tally = Tally()
     shared = shared_memory()
-    suffer(killed, steps, kills, tmp_path / "log", tally)
-    expected, saved = last_checkpoint(alone), last_checkpoint(killed)
+    suffer(disturbed, kills, tmp_path / "log", tally)
+    expected, saved = undisturbed.last_checkpoint(), disturbed.last_checkpoint()
     assert saved.counts["step"] == steps
     assert saved.files == expected.files, "the killed run's last checkpoint is not the other's, byte for byte"
     assert not (left := shared_memory() - shared), f"shared memory is left behind: {left}"
@@ -157,6 +190,19 @@ def check(tmp_path: Path, steps: int, kills: int) -> Tally:
 def test_a_killed_run_ends_with_the_same_weights(tmp_path) -> None:
     tally = check(tmp_path, steps=24, kills=2)
     assert tally.kills == 2
+
+
+@pytest.mark.slow
+def test_a_killed_preference_stage_ends_with_the_same_weights_and_losses(tmp_path) -> None:
+    """Kills before, while and after the reference log-probabilities are computed, and while a checkpoint is written."""
+    with_pairs(tmp_path / "alone")
+    tally = check_runs(tmp_path, preference_stage, steps=60, kills=8)
+    assert tally.kills == 8
+    losses = []
+    for root in ("alone", "killed"):
+        records = read_records(preference_stage(tmp_path / root, 60).folder / "metrics.jsonl")
+        losses.append({r["step"]: (r["loss"], r["rewards/margin"]) for r in records if r["kind"] == "train"})
+    assert losses[0] == losses[1] and len(losses[0]) == 60
 
 
 @pytest.mark.slow

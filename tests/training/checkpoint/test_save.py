@@ -234,11 +234,19 @@ def test_the_newest_every_fourth_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_frozen_parameters_are_saved_and_restored_in_any_topology(tmp_path: Path) -> None:
     cells = [Cell(2, 2, stage) for stage in (0, 1, 2, 3)]
     firsts = [
-        Task(cell, tmp_path / f"first-{number}", ("train.simulate_crash_at=4",), frozen="embed_tokens")
+        Task(
+            cell, tmp_path / f"first-{number}", ("train.simulate_crash_at=4",), trained={"freeze": ["*.embed_tokens.*"]}
+        )
         for number, cell in enumerate(cells)
     ]
     seconds = [
-        Task(after, tmp_path / f"second-{number}", (), before.out / "checkpoints", frozen="embed_tokens")
+        Task(
+            after,
+            tmp_path / f"second-{number}",
+            (),
+            before.out / "checkpoints",
+            trained={"freeze": ["*.embed_tokens.*"]},
+        )
         for number, (before, after) in enumerate(zip(firsts, [*cells[1:], Cell(1, 1, 2)], strict=True))
     ]
     run_tasks(firsts, tmp_path)

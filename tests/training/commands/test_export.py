@@ -20,6 +20,7 @@ from tests.support.paths import CHECKOUT
 from tests.support.training.shapes import small
 from tests.support.training.tiny_run import GPT, TEXT, tiny_model, tiny_recipe
 from tokenizer.base import MODEL_NAME, Tokenizer
+from tokenizer.chat_template import BUILT_IN, load
 from tokenizer.registry import load_tokenizer
 from tokenizer.special_tokens import END_OF_TURN_ID
 from tokenizer.train import _fit
@@ -184,6 +185,21 @@ def test_its_tokenizer_equals_ours_in_transformers(kind: str, tmp_path: Path) ->
     assert ids == (ours.begin_id, ours.end_of_text_id, ours.pad_id, ours.unknown_id)
     assert list(theirs("a")) == ["input_ids", "attention_mask"]
     assert (layout.export / MODEL_NAME).exists() == (kind == "bpe")
+
+
+def test_fine_tuned_weights_are_exported_with_their_chat_template(tmp_path: Path) -> None:
+    recipe, layout, model = trained(tmp_path, GPT)
+    shutil.rmtree(layout.pretrain / "checkpoints")
+    facts = {**recipe.model.identity(), "vocab_size": recipe.vocab_size}
+    about = RunIdentity({"run": "test"}, {}, facts, {}, {"steps": 1, "chat_template": BUILT_IN["chatml"]})
+    write_full(layout.pretrain / "checkpoints", model, about)
+    export(recipe)
+    ours, theirs = load_tokenizer(layout.tokenizer), transformers.AutoTokenizer.from_pretrained(layout.export)
+    messages = [{"role": "user", "content": "The fox"}]
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert ids == load("chatml", ours).prompt(messages)
+    config = json.loads((layout.export / "generation_config.json").read_text())
+    assert set(config["eos_token_id"]) == {ours.end_of_text_id, ours.end_of_turn_id}
 
 
 def test_an_export_is_imported_if_its_pieces_are_the_same(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.load import load_recipe
-from tests.support.training.engine_job import RECIPE, SyntheticTokens, shun_the_first_experts
+from tests.support.training.engine_job import RECIPE, SyntheticTokens, shun_the_first_experts, trained_part
 from tests.support.training.grid import Cell, Task, run_tasks
 from training.checkpoint.full_weights import read_weights
 from training.data.batch import Batch
@@ -48,17 +48,19 @@ VARIANTS = {
 }
 
 
-def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
+def follow(overrides: list[str], skipped: Sequence[int] = (), trained: dict[str, Any] | None = None) -> dict[str, Any]:
     """Plain PyTorch on one device: the global batch at once, with explicit clipping and balancing.
 
-    ``skipped``: steps that must not change anything.
+    ``skipped``: steps that must not change anything. ``trained``: as in ``Task``.
     """
     recipe = load_recipe(RECIPE, overrides)
     train = recipe.train
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     init_weights(model, recipe.run.seed)
     shun_the_first_experts(model)
-    optimizer = build_optimizer(model, train.optimizer, train.learning_rate)
+    part = trained_part(**trained or {})
+    part.prepare(model, recipe.run.seed, new=True)
+    optimizer = build_optimizer(model, train.optimizer, train.learning_rate, rate_scales=part.rate_scales)
     objective = Objective(recipe.model, train)
     gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
     seen: dict[str, Any] = {"losses": [], "norms": [], "terms": []}
@@ -70,7 +72,8 @@ def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
         sum(objective.weights[name] * mean for name, mean in means.items()).backward()
         seen["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, train.steps, train.learning_rate, train.schedule)
+            rate = learning_rate(step, train.steps, train.learning_rate, train.schedule)
+            group["lr"] = rate * group["rate_scale"]
         seen["losses"].append(means.pop("cross_entropy").item())
         seen["terms"].append({name: mean.item() for name, mean in means.items()})
         counted = [gate.router.pop_counts() for gate in gates]
@@ -84,6 +87,7 @@ def follow(overrides: list[str], skipped: Sequence[int] = ()) -> dict[str, Any]:
     biases = [gate.e_score_correction_bias for gate in gates]
     seen["biases"] = [[] if bias is None else bias.tolist() for bias in biases]
     seen["weights"] = model.state_dict()
+    seen["trained"] = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return seen
 
 
@@ -122,13 +126,13 @@ def test_every_gate_and_loss_is_the_same_under_expert_parallelism(tmp_path, vari
         torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=0, msg=name)
 
 
-def weights_of(checkpoint: Path, overrides: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """Load the weights of a checkpoint into a new model."""
+def weights_of(checkpoint: Path, overrides: list[str] | None = None, merge: bool = True) -> dict[str, torch.Tensor]:
+    """Load the weights of a checkpoint into a new model. ``merge``: with the adapters."""
     recipe = load_recipe(RECIPE, overrides or [])
     model = DeepseekForCausalLM(recipe.model, recipe.vocab_size)
     for tensor in model.state_dict().values():
         tensor.fill_(float("nan"))
-    load_weights(model, read_weights(checkpoint))
+    load_weights(model, read_weights(checkpoint, lambda name: merge))
     return model.state_dict()
 
 

@@ -17,7 +17,7 @@ from configs.load import load_recipe
 from configs.schema import Recipe
 from tests.support.paths import CHECKOUT
 from tests.support.training.workers import fork_workers
-from training.commands.estimate import memory_lines
+from training.commands.estimate import finetuning_lines, memory_lines
 from training.data.batch import Batch
 from training.engine.build import build_engine
 from training.engine.deepspeed_config import deepspeed_config
@@ -25,6 +25,7 @@ from training.engine.partitions import partitions
 from training.estimate import advice, device_of, largest_micro_batch, memory
 from training.estimate.activations import activations
 from training.estimate.device import in_bytes
+from training.estimate.finetuning import finetuning_recipe
 from training.estimate.topology import topology_of
 from training.models import registry
 from training.models.deepseek import DeepseekForCausalLM, init_weights
@@ -314,3 +315,21 @@ def test_the_command_imports_no_torch(name: str, overrides: list[str], expected:
     for text in expected:
         assert text in done.stdout
     assert any("peak at start" in line for line in memory_lines(recipe_of()))
+
+
+def test_a_pair_of_answers_has_two_rows() -> None:
+    """A preference stage's micro-batch has half as many examples, or needs twice the memory for activations."""
+    length = recipe_of().train.context_length
+    stage = ["finetune.learning_rate=1e-3", f"finetune.max_length={length}", "finetune.batch_examples=32"]
+    stage.append("train.micro_batch=4")
+    answers = recipe_of(*stage)
+    pairs = recipe_of(*stage, "finetune.method=dpo")
+    sizes = [recipe.micro_batch_of(recipe.finetune[0]) for recipe in (answers, pairs)]
+    assert sizes == [4, 2]
+    for recipe, rows in ((answers, sizes[0]), (pairs, 2 * sizes[1])):
+        estimated = memory(finetuning_recipe(recipe, recipe.finetune[0]), "cuda", stage=recipe.finetune[0])
+        train = recipe.train.model_copy(update={"mask_documents": False})
+        same = memory(recipe.model_copy(update={"train_section": train}), "cuda", rows)
+        assert estimated.parts["activations"] == same.parts["activations"]
+    (_, line) = finetuning_lines(pairs)
+    assert f"fine-tuning dpo: micro-batch 2 x 2 x {length:,}, trains " in line

@@ -1,7 +1,7 @@
 """The loss in pieces equals PyTorch's on all logits at once."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from training import block_sizes
 from training.layers.cpu import kernels
-from training.layers.lm_head import linear_cross_entropy_sum
+from training.layers.cross_entropy import ChunkOperations, chunked_token_cross_entropy, token_cross_entropy
+from training.layers.lm_head import linear_cross_entropy_sum, linear_token_cross_entropy
 
 
 @pytest.fixture(params=["compiled", "pytorch"], autouse=True)
@@ -94,3 +95,51 @@ def test_invalid_inputs_raise_or_give_nan() -> None:
         corrupted = torch.randn(40, 9)
         corrupted[17] = number
         assert linear_cross_entropy_sum(hidden, corrupted, torch.tensor([0, 2, 1])).isnan()
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, 40),
+    vocab=st.integers(1, 70),
+    piece=st.integers(1, 20),
+    half=st.booleans(),
+    trains_head=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_the_loss_of_each_token_has_torchs_gradients(
+    rows: int, vocab: int, piece: int, half: bool, trains_head: bool, seed: int
+) -> None:
+    """With a different weight for every token, which is known only after the forward pass."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = torch.bfloat16 if half else torch.float32
+    hidden, weight = (0.3 * torch.randn(n, 12, generator=generator).to(dtype) for n in (2 * rows, vocab))
+    labels = torch.randint(0, vocab, (2, rows), generator=generator)
+    labels[torch.rand(2, rows, generator=generator) < 0.3] = -100
+    results = []
+
+    def on_gpu(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """The operations of a GPU, which does not drop ignored labels first."""
+        return chunked_token_cross_entropy(x.flatten(0, 1), w, labels.flatten(), ChunkOperations).view(2, -1)
+
+    ways: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
+        lambda x, w: linear_token_cross_entropy(x, w, labels),
+        on_gpu,
+        lambda x, w: token_cross_entropy(x.float() @ w.float().t(), labels),
+    )
+    for losses_of in ways:
+        x = hidden.view(2, rows, 12).clone().requires_grad_()
+        w = weight.clone().requires_grad_(trains_head)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(block_sizes, "FEWEST_ROWS", piece)
+            patch.setitem(block_sizes._LOGITS, "cpu", 1)
+            losses = losses_of(x, w)
+            (losses * losses.detach().sin()).sum().backward()
+        assert losses.dtype == torch.float32 and losses.shape == labels.shape
+        assert (losses[labels == -100] == 0).all()
+        assert x.grad is not None and (w.grad is not None) == trains_head
+        results.append([losses.detach(), x.grad, *([w.grad] if w.grad is not None else [])])
+    # In bf16, logits and gradients are rounded to 8 bits.
+    tolerance = {"atol": 0.05, "rtol": 0.05} if half else {"atol": 1e-4, "rtol": 1e-5}
+    for ours in results[:2]:
+        for one, other in zip(ours, results[2], strict=True):
+            torch.testing.assert_close(one, other, **tolerance)

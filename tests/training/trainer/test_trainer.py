@@ -87,6 +87,26 @@ def test_a_complete_training() -> None:
     assert events == ["on_train_begin", *STEP, *STEP, "on_train_end", "close"]
 
 
+def test_a_callback_ends_training_early_and_a_resumed_run_may_start_complete() -> None:
+    events: list[str] = []
+    ender = Recorder(events)
+    trainer = Trainer(context(steps=9), [At(2, lambda: setattr(ender, "ends_training", lambda: True)), ender])
+    assert trainer.run() is Ended.DONE and trainer.step == 2
+    assert events == ["on_train_begin", *STEP, *STEP, "on_train_end", "close"]
+    events.clear()
+    resumed = Trainer(context(steps=9, start=2), [ender])
+    assert resumed.run() is Ended.DONE and resumed.step == 2
+    assert events == ["on_train_begin", "on_train_end", "close"]
+
+
+def test_a_signal_at_the_step_that_ends_training_changes_nothing() -> None:
+    stop = StopRequest()
+    stop.requested = True
+    ender = Callback()
+    early = At(1, lambda: setattr(ender, "ends_training", lambda: True))
+    assert Trainer(context(steps=4, stop=stop), [early, ender]).run() is Ended.DONE
+
+
 def test_a_signal_interrupts_after_the_step() -> None:
     events: list[str] = []
     stop = StopRequest()
@@ -131,4 +151,4 @@ def test_callbacks_are_called_in_order_and_get_the_sums_of_their_numbers() -> No
 
 def test_the_order_of_the_callbacks_of_a_run() -> None:
     names = [type(callback).__name__.removesuffix("Callback") for callback in build_callbacks(stub_context())]
-    assert names == ["Validation", "Stability", "Checkpoint", "Metrics", "Hang"]
+    assert names == ["Validation", "EarlyStopping", "Stability", "Checkpoint", "Metrics", "Samples", "Hang"]

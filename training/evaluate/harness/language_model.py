@@ -20,8 +20,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from artefacts.errors import RequestError
 from artefacts.progress import bar
-from tokenizer import chat_template
 from tokenizer.base import Tokenizer
+from tokenizer.chat_template import ChatTemplate
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
 from training.inference.score import score
@@ -36,12 +36,15 @@ _KEPT = 1024
 class MillraceLM(TemplateLM):
     """A decoder and its tokenizer, as lm-eval calls them."""
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, max_length: int, batch: int) -> None:
+    def __init__(
+        self, model: CausalLM, tokenizer: Tokenizer, template: ChatTemplate, max_length: int, batch: int
+    ) -> None:
         """Wrap a model in evaluation mode.
 
         Args:
             model: the model.
             tokenizer: the tokenizer that it was trained with.
+            template: the chat template that it was fine-tuned with.
             max_length: maximum number of tokens that the model reads at once.
             batch: number of sequences of ``max_length`` tokens per forward pass. Shorter sequences are batched in
                 greater numbers.
@@ -49,12 +52,11 @@ class MillraceLM(TemplateLM):
         super().__init__()
         # lm-eval's own output is silenced while it calls this model, but not the model's progress.
         self._stderr = sys.stderr
-        self._model, self._tokenizer, self._batch = model, tokenizer, batch
+        self._model, self._tokenizer, self._template, self._batch = model, tokenizer, template, batch
         self.max_length = max_length
         self._device = next(iter(model.parameters())).device
-        # Precedes the name of a control token in a rendered conversation. It is random, so that no text contains it.
+        # Precedes the id of a control token in a rendered conversation. It is random, so that no text contains it.
         self._control = f"\x02{secrets.token_hex(8)}\x03"
-        self._control_ids = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)}
         self._encode = lru_cache(_KEPT)(tokenizer.encode_as_released)
 
     @property
@@ -73,8 +75,8 @@ class MillraceLM(TemplateLM):
             return self._tokenizer.encode(text) if add_special_tokens is False else list(self._encode(text))
         ids = self._tokenizer.encode(text)
         for piece in rest:
-            name = piece[: piece.index(">") + 1]
-            ids += [self._control_ids[name], *self._tokenizer.encode(piece[len(name) :])]
+            token, _, following = piece.partition(">")
+            ids += [int(token), *self._tokenizer.encode(following)]
         return ids
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -142,7 +144,7 @@ class MillraceLM(TemplateLM):
         if settings["do_sample"]:
             sampling = Sampling(settings["temperature"], settings.get("top_k", 0), settings.get("top_p", 1.0))
         rows = int(self._model.model.embed_tokens.num_embeddings)
-        limits = Limits(count, self.max_length, rows, self._tokenizer.stop_ids)
+        limits = Limits(count, self.max_length, rows, self._template.stop_ids)
         generated = generate_batch(
             self._model,
             contexts,
@@ -164,18 +166,12 @@ class MillraceLM(TemplateLM):
         return "millrace"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Return a description of the template. There is only one, so a name is rejected.
-
-        Raises:
-            RequestError: the tokenizer has no chat tokens.
-        """
-        self._tokenizer.require_chat_tokens()
-        return "millrace" if chat_template else None
+        """Return the Jinja program of the template, or None if no template is wanted."""
+        return self._template.exported() if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation as text in which :meth:`tok_encode` recognizes the control tokens.
 
         Without ``add_generation_prompt``, the last message stays open, and the model continues it.
         """
-        self._tokenizer.require_chat_tokens()
-        return chat_template.text(chat_history, self._control, add_generation_prompt)
+        return self._template.marked_text(chat_history, lambda token: f"{self._control}{token}>", add_generation_prompt)

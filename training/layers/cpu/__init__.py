@@ -15,7 +15,7 @@ The C code is in ``kernels.c``. Without a C compiler, the functions fall back to
 layers, only ``cpu.compile_kernels`` is used, which compiles the code before the first operation needs it.
 """
 
-from training.layers.cpu import attention, cross_entropy, decode, experts, gelu, matmul, norms, rope, swiglu
+from training.layers.cpu import attention, cross_entropy, decode, experts, gelu, low_rank, matmul, norms, rope, swiglu
 from training.layers.cpu.kernels import compile_kernels
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "decode",
     "experts",
     "gelu",
+    "low_rank",
     "matmul",
     "norms",
     "rope",

@@ -5,7 +5,11 @@ import torch
 from tokenizer.special_tokens import IGNORED
 from training.layers.cpu import matmul
 from training.layers.cpu.kernels import code_for, is_half
-from training.layers.cross_entropy import ChunkOperations, chunked_cross_entropy_sum
+from training.layers.cross_entropy import (
+    ChunkOperations,
+    chunked_cross_entropy_sum,
+    chunked_token_cross_entropy,
+)
 
 #: Number of elements to convert from bf16 to fp32 at a time.
 _CONVERTED = 2**17
@@ -25,6 +29,17 @@ def linear_cross_entropy_sum(
     if not bool(kept_M.all()):
         hidden_MD, labels_M = hidden_MD[kept_M], labels_M[kept_M]
     return chunked_cross_entropy_sum(hidden_MD, weight_VD, labels_M, _Operations())
+
+
+def linear_token_cross_entropy(
+    hidden_MD: torch.Tensor, weight_VD: torch.Tensor, labels_M: torch.Tensor
+) -> torch.Tensor | None:
+    """Compute the losses [M] like :func:`linear_cross_entropy_sum`. Returns None if not on CPU."""
+    if not hidden_MD.is_cpu:
+        return None
+    kept_M = labels_M != IGNORED
+    losses_K = chunked_token_cross_entropy(hidden_MD[kept_M], weight_VD, labels_M[kept_M], _Operations)
+    return losses_K.new_zeros(len(labels_M)).masked_scatter(kept_M, losses_K)
 
 
 class _Operations(ChunkOperations):

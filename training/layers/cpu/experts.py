@@ -112,7 +112,9 @@ class _Experts(torch.autograd.Function):
         x_MD, gate_up_R2F, gate_up_E2FD, down_EDF = ctx.saved_tensors
         plan: _Plan = ctx.plan
         dy_MD = upstream[0].contiguous()
-        dgate_up_E2FD, ddown_EDF = torch.zeros_like(gate_up_E2FD), torch.zeros_like(down_EDF)
+        # Frozen weights need no gradients.
+        dgate_up_E2FD = torch.zeros_like(gate_up_E2FD) if ctx.needs_input_grad[3] else None
+        ddown_EDF = torch.zeros_like(down_EDF) if ctx.needs_input_grad[4] else None
         dx_RD = x_MD.new_empty(len(plan.tokens) + 1, x_MD.shape[1])
         dx_RD[-1] = 0
         dweights_R = torch.empty(len(plan.tokens), dtype=plan.weights.dtype)
@@ -125,8 +127,10 @@ class _Experts(torch.autograd.Function):
             weighted = weighted_swiglu_backward(gate, up, weights, dy @ down_EDF[expert], dgate, dup)
             assert weighted is not None
             hidden, dweights_R[start:end] = weighted
-            torch.mm(dy.t(), hidden, out=ddown_EDF[expert])
-            torch.mm(dgate_up.t(), x_MD.index_select(0, tokens), out=dgate_up_E2FD[expert])
+            if ddown_EDF is not None:
+                torch.mm(dy.t(), hidden, out=ddown_EDF[expert])
+            if dgate_up_E2FD is not None:
+                torch.mm(dgate_up.t(), x_MD.index_select(0, tokens), out=dgate_up_E2FD[expert])
             torch.mm(dgate_up, gate_up_E2FD[expert], out=dx_RD[start:end])
         dweights = torch.zeros(plan.places.numel(), dtype=plan.weights.dtype)
         dweights[plan.used] = dweights_R[plan.rows]

@@ -88,7 +88,8 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
+        # A frozen weight has no gradient, so its input need not be kept.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         out: torch.Tensor = ONEDNN_PRODUCT(x, weight, bias, "none", [], "")
         return out
 

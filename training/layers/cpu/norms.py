@@ -32,12 +32,12 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
         normal = x.float() * inverse
         gradient = upstream[0].float()
         along = gradient * normal
-        to_weight = along.flatten(0, -2).sum(0)
+        to_weight = along.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         inward = (along @ weight.float() / x.shape[-1])[..., None]
         to_x = (gradient * weight).sub_(normal.mul_(inward)).mul_(inverse)
-        return to_x.to(x.dtype), to_weight.to(weight.dtype), None
+        return to_x.to(x.dtype), to_weight, None

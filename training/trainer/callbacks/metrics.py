@@ -1,11 +1,11 @@
-"""Logs a run's metrics to a progress bar, ``metrics.jsonl`` and TensorBoard, all on rank 0.
+"""Logs a run's metrics to a progress bar, ``metrics.jsonl``, TensorBoard and W&B, all on rank 0.
 
 Each line of ``metrics.jsonl`` is a JSON object with at least ``kind`` (``train``, ``validation`` or ``event``),
 ``step`` and ``time`` (wall-clock time in UTC). A resumed run repeats the steps after its checkpoint, so a step may have
 several lines. Readers use a step's last line (``artefacts.metrics_log.read_metrics``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from artefacts.metrics_log import LineWriter
 from artefacts.progress import bar
 from training.trainer.callback import Callback, StepResult
 from training.trainer.callbacks.resilient_writer import ResilientWriter
+from training.trainer.callbacks.wandb import WandbWriter
 from training.trainer.context import TrainingContext
 
 #: Steps between TensorBoard values per router, and per expert. They are logged less often than other values because
@@ -32,21 +33,23 @@ class MetricsCallback(Callback):
     def __init__(self, context: TrainingContext) -> None:
         self._context = context
         self._bar: tqdm | None = None
+        self._wandb: WandbWriter | None = None
 
     def on_train_begin(self) -> None:
         self._open()
 
     def _open(self) -> None:
-        """Open the files and the progress bar, unless they are open. Rank 0 only; other ranks log nothing."""
+        """Open the files, W&B and the progress bar, unless they are open. Rank 0 only; other ranks log nothing."""
         if not self._context.ranks.first or self._bar is not None:
             return
         from training.trainer.callbacks.tensorboard import TensorBoardWriter
 
-        run, start = self._context.run, self._context.start_step
+        run, start, wandb = self._context.run, self._context.start_step, self._context.train.wandb
         self._lines = ResilientWriter(metrics_log.NAME, lambda step: LineWriter(run.folder / metrics_log.NAME))
         self._curves = ResilientWriter("tensorboard/", lambda step: TensorBoardWriter(run.folder / "tensorboard", step))
         self._lines.open(start + 1)
         self._curves.open(start + 1)
+        self._wandb = None if wandb is None else WandbWriter(wandb, run)
         self._bar = bar(self._context.train.steps, "step", run.label, initial=start)
 
     def on_step_end(self, result: StepResult) -> None:
@@ -89,7 +92,7 @@ class MetricsCallback(Callback):
         return record
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record to ``metrics.jsonl``, and log its numbers to TensorBoard. Rank 0 only.
+        """Append a record to ``metrics.jsonl``, and log its numbers to TensorBoard and W&B. Rank 0 only.
 
         The record must contain ``kind`` and ``step``; the time is added here.
         """
@@ -97,13 +100,24 @@ class MetricsCallback(Callback):
         step, now = record["step"], datetime.now(UTC).isoformat(timespec="milliseconds")
         line = orjson.dumps({**record, "time": now}) + b"\n"
         self._lines.write(step, lambda lines: lines.add(line))
-        self._curves.write(step, lambda curves: curves.add(step, dict(_curves(record))))
+        values = dict(_curves(record))
+        self._curves.write(step, lambda curves: curves.add(step, values))
+        if self._wandb is not None:
+            self._wandb.add(step, values)
+
+    def write_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        """Log (prompt, completion) pairs to TensorBoard and W&B. Rank 0 only."""
+        self._curves.write(step, lambda curves: curves.add_samples(step, samples))
+        if self._wandb is not None:
+            self._wandb.add_samples(step, samples)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._lines.close()
             self._curves.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
 def _curves(record: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -10,11 +10,14 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 #: Makes file names unique if one process opens several files within the same second.
@@ -46,6 +49,18 @@ class TensorBoardWriter:
         """Write a step's values, keyed by curve name."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step, summary=Summary(value=scalars))
+
+    def add_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        """Write (prompt, completion) pairs as texts, one tag per prompt. TensorBoard renders them as Markdown."""
+        values = []
+        for number, (prompt, completion) in enumerate(samples):
+            lines = f"{prompt}\n---\n{completion}".splitlines()
+            # An indented block is shown as it is.
+            text = "\n".join(f"    {line}" for line in lines)
+            tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+            metadata = create_summary_metadata(display_name="", description="")
+            values.append(Summary.Value(tag=f"samples/{number}", metadata=metadata, tensor=tensor))
+        self._add(step, summary=Summary(value=values))
 
     def close(self) -> None:
         """Flush buffered data and close the file."""

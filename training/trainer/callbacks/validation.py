@@ -4,8 +4,9 @@ Fine-tuning also measures the loss on pretraining's validation text, before the 
 model has forgotten.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -16,6 +17,9 @@ from training.distributed.ranks import sum_over_ranks
 from training.trainer.callback import Callback, StepResult
 from training.trainer.callbacks.metrics import MetricsCallback
 from training.trainer.context import TrainingContext
+
+#: Measures a batch: sums and the numbers of items summed over, by name.
+_Measure = Callable[[Any, Batch], Mapping[str, tuple[torch.Tensor, torch.Tensor | int]]]
 
 
 class ValidationCallback(Callback):
@@ -35,11 +39,13 @@ class ValidationCallback(Callback):
             self._validate(0)
 
     def on_step_end(self, result: StepResult) -> None:
-        every = self._context.train.eval_every
-        if every and result.step % every == 0:
+        train = self._context.train
+        # The last step is validated here, so that its checkpoint records the loss.
+        if result.step == train.steps or (train.eval_every and result.step % train.eval_every == 0):
             self._validate(result.step)
 
     def on_train_end(self, step: int) -> None:
+        """Validate again if the run resumed after its last step, because its record may have been lost."""
         self._validate(step)
 
     def loss_at(self, step: int) -> float | None:
@@ -49,28 +55,32 @@ class ValidationCallback(Callback):
     def _validate(self, step: int) -> None:
         if not self._batches or step == self._last_step:
             return
-        self._last_step, self._loss = step, self._mean_loss(self._batches)
-        record = {"kind": "validation", "step": step, "loss": self._loss}
+        objective = self._context.objective
+        means = self._means(objective.validate, self._batches)
+        self._last_step, self._loss = step, means.pop(next(iter(means)))
+        record = {"kind": "validation", "step": step, "loss": self._loss, **means}
         message = f"step {step}: validation loss {self._loss:.4f}"
         if self._earlier_batches:
-            record["pretraining_loss"] = self._mean_loss(self._earlier_batches)
+            record |= self._means(
+                lambda engine, batch: {"pretraining_loss": objective.cross_entropy(engine, batch)},
+                self._earlier_batches,
+            )
             message += f", on pretraining's text {record['pretraining_loss']:.4f}"
         if self._context.ranks.first:
             self._metrics.write(record)
             log(message)
 
     @torch.no_grad()
-    def _mean_loss(self, batches: Sequence[Batch]) -> float:
-        """Return the mean loss per target over all ranks' batches. Collective."""
+    def _means(self, measure: _Measure, batches: Sequence[Batch]) -> dict[str, float]:
+        """Return the mean of each of the measured sums over all ranks' batches. Collective."""
         engine, ranks = self._context.engine, self._context.ranks
         engine.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        for batch in batches:
-            loss, targets = self._context.objective.cross_entropy(engine, batch.to(ranks.device))
-            sums += torch.stack([loss.cpu().double(), targets.cpu().double()])
+        measured = [measure(engine, batch.to(ranks.device)) for batch in batches]
         engine.train()
-        sum_over_ranks(sums)
-        return float(sums[0] / sums[1])
+        names = list(measured[0])
+        numbers = [[[float(total), float(count)] for total, count in sums.values()] for sums in measured]
+        sums_N2 = sum_over_ranks(torch.tensor(numbers, dtype=torch.float64).sum(0))
+        return dict(zip(names, (sums_N2[:, 0] / sums_N2[:, 1]).tolist(), strict=True))
 
 
 def _share(context: TrainingContext, all_batches: Sequence[Batch]) -> list[Batch]:

@@ -8,7 +8,9 @@ import lzma
 import pytest
 import zstandard
 
-from pipeline.examples import instructions
+from configs.schema.examples import ExamplesSection
+from pipeline.examples import chat
+from pipeline.examples.rendering import Losses
 from pipeline.sources import text
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.csv import CsvSource
@@ -159,7 +161,8 @@ def test_parallel_files_and_instructions_keep_the_text_before_damage(tmp_path, e
     records = "".join(json.dumps({"instruction": line, "output": "x"}) + "\n" for line in lines)
     (tmp_path / f"i.jsonl{ending}").write_bytes(corpora.packed(records.encode(), ending) + b"GARBAGE")
     bad = BadInputs()
-    text = list(instructions.conversations(instructions.find(str(tmp_path / f"i.jsonl{ending}")), str, bad))
+    section = ExamplesSection(kind="files", path=str(tmp_path / f"i.jsonl{ending}"))
+    text = chat.read(section, False, str, bad, Losses())
     assert len(text) == bad.good == len(lines) and bad.reasons == {"unreadable file": 1}
 
 

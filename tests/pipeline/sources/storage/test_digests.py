@@ -11,7 +11,7 @@ from artefacts.stage import open_stage
 from configs.run_layout import RunLayout
 from pipeline.documents import input_fingerprints
 from pipeline.documents import stage as documents
-from pipeline.examples import instructions
+from pipeline.examples import reading
 from pipeline.reports.verify import verify
 from pipeline.sources.registry import open_sources
 from pipeline.sources.storage import digests as module
@@ -225,10 +225,11 @@ def test_examples(tmp_path):
     record = {"instruction": "Say it.", "output": "It."}
     path.write_text("".join(json.dumps(record | {"input": str(number)}) + "\n" for number in range(9)))
     os.utime(path, ns=PAST)
-    options = ("finetune.examples.kind=instructions", f"finetune.examples.path={path}")
+    options = ("finetune.examples.kind=files", f"finetune.examples.path={path}")
     run_recipe = recipe(tmp_path, *options)
     folder = RunLayout.of(run_recipe).examples_of("sft")
-    with open_stage("examples", folder, {}, instructions.fingerprints(str(path), SourceDigests(folder))) as stage:
+    inputs = reading.inputs(run_recipe.finetune[0].examples, SourceDigests(folder))
+    with open_stage("examples", folder, {}, inputs) as stage:
         stage.publish({}, {})
     assert not verify(run_recipe, "r.yaml")[1]
     redact(path)
