@@ -75,7 +75,7 @@ class MillraceLM(TemplateLM):
             return self._tokenizer.encode(text) if add_special_tokens is False else list(self._encode(text))
         ids = self._tokenizer.encode(text)
         for piece in rest:
-            token, _, following = piece.partition(">")
+            token, following = piece.split(">", 1)
             ids += [int(token), *self._tokenizer.encode(following)]
         return ids
 
