@@ -23,8 +23,6 @@ from tests.support.paths import CHECKOUT
 from tests.support.waiting import PATIENCE, wait_until
 from tokenizer.chat_template import BUILT_IN
 from tokenizer.registry import load_tokenizer
-from training.data.chat import ChatExamples
-from training.data.examples import ExampleData
 from training.model_loading import chat_template_of
 
 RECIPE = CHECKOUT / "tests" / "end-to-end.yaml"
@@ -108,15 +106,6 @@ def test_the_template_of_the_examples_is_used_in_conversations(layout: RunLayout
     assert prompt == "<|begin|>user\nHi<|end|>\n<|begin|>assistant\n"
     pretrained = chat_template_of(layout.pretrain / "checkpoints" / "step-00000044", tokenizer)
     assert pretrained.source == BUILT_IN["millrace"]
-
-
-def test_a_packed_step_has_the_examples_of_an_unpacked_one(layout: RunLayout) -> None:
-    examples = ChatExamples(layout.examples_of("sft"), "train", pad_id=0)
-    unpacked = ExampleData(examples, 8, load_recipe(RECIPE).run.seed)
-    records = [r for r in read_records(layout.finetune("sft") / "metrics.jsonl") if r["kind"] == "train"]
-    assert len(records) == -(-len(examples) // 8)
-    for step, record in enumerate(records):
-        assert record["targets"] == sum(batch.targets for batch in unpacked.micro_batches(step, 0, 1, 8))
 
 
 def test_samples_are_taken_at_every_checkpoint(layout: RunLayout) -> None:

@@ -7,12 +7,11 @@ ChatML's tokens ``<|im_start|>`` and ``<|im_end|>`` stand for the tokenizer's to
 and at the end of a turn, unless the tokenizer has tokens with these names.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from artefacts.errors import RequestError
 from tokenizer.base import Tokenizer
-from tokenizer.chat_layout import Layouts, UnrenderableError, as_rendered
+from tokenizer.chat_layout import Layouts, Segment, UnrenderableError, as_rendered
 from tokenizer.jinja_sandbox import Messages
 from tokenizer.special_tokens import IGNORED
 
@@ -104,31 +103,6 @@ class ChatTemplate:
         """
         return self._layouts.text(messages, add_generation_prompt)
 
-    def marked_text(self, messages: Messages, mark: Callable[[int], str], continued: bool = True) -> str:
-        """Return a conversation as text in which a mark stands for each control token, for libraries that pass text on.
-
-        Args:
-            messages: the conversation.
-            mark: returns the mark of a control token. No content may contain a mark.
-            continued: whether the assistant continues the conversation. If False, the last message is left open.
-
-        Raises:
-            RequestError: for the reasons in ``render``, or if the template cannot render the conversation.
-        """
-        contents = [content for _, content in _checked(messages)]
-        try:
-            layout = self._layouts.of(tuple(message["role"] for message in messages), continued)
-            if not self._keeps_contents:
-                contents = as_rendered(layout, contents, self.text(messages, continued))
-        except UnrenderableError as error:
-            raise RequestError(f"{self._layouts.name}: {error}") from None
-        pieces = [
-            contents[one.message] if one.message is not None else one.text if one.token is None else mark(one.token)
-            for one in layout
-        ]
-        last = next(i for i, one in enumerate(layout) if one.message == len(messages) - 1)
-        return "".join(pieces if continued else pieces[: last + 1])
-
     def exported(self) -> str:
         """Return the Jinja program for transformers, where ChatML's tokens need the names of the tokenizer's tokens."""
         source = self.source
@@ -137,12 +111,42 @@ class ChatTemplate:
                 source = source.replace(alias, self._tokenizer.piece(token))
         return source
 
-    def _encode(self, messages: Messages, prompt: bool) -> tuple[list[int], list[bool]]:
-        """Return a conversation's ids, and whether the assistant generates them."""
+    def marked_text(self, messages: Messages, mark: str, prompt: bool = True) -> str:
+        """Return a conversation as text, for libraries that work with strings.
+
+        Args:
+            messages: the conversation.
+            mark: put before the id of every control token, which ends with a semicolon. No message may contain it.
+            prompt: whether the assistant will answer. If not, the last message is left open instead.
+
+        Raises:
+            RequestError: for the reasons in ``prompt``.
+        """
+        try:
+            layout, contents = self._laid_out(messages, prompt)
+        except UnrenderableError as error:
+            raise RequestError(f"{self._layouts.name}: {error}") from None
+        parts = []
+        for segment in layout:
+            if segment.token is not None:
+                parts.append(f"{mark}{segment.token};")
+            else:
+                parts.append(segment.text if segment.message is None else contents[segment.message])
+            if not prompt and segment.message == len(contents) - 1:
+                break
+        return "".join(parts)
+
+    def _laid_out(self, messages: Messages, prompt: bool) -> tuple[list[Segment], list[str]]:
+        """Return the layout of a conversation, and the contents of its messages."""
         contents = [content for _, content in _checked(messages)]
         layout = self._layouts.of(tuple(message["role"] for message in messages), prompt)
         if not self._keeps_contents:
             contents = as_rendered(layout, contents, self.text(messages, prompt))
+        return layout, contents
+
+    def _encode(self, messages: Messages, prompt: bool) -> tuple[list[int], list[bool]]:
+        """Return a conversation's ids, and whether the assistant generates them."""
+        layout, contents = self._laid_out(messages, prompt)
         ids: list[int] = []
         learned: list[bool] = []
         text = ""

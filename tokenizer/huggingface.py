@@ -99,7 +99,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def prefix_id(self) -> int:
-        token = self._pieces.token_to_id(self._named["bos_token"]) if "bos_token" in self._named else None
+        beginning = self._named.get("bos_token")
+        token = self._pieces.token_to_id(beginning) if beginning else None
         return self.end_of_text_id if token is None else int(token)
 
     def encode_as_released(self, text: str) -> list[int]:

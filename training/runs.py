@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from artefacts import command_hints, manifest
+from artefacts import command_hints, fingerprint, manifest
 from artefacts.differences import first_difference
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
@@ -166,17 +166,22 @@ def finetune_run(recipe: Recipe, layout: RunLayout, name: str) -> TrainingRun:
     # the name, so that a stage may be renamed together with its folders.
     section = {key: value for key, value in stage.identity().items() if key not in ("examples", "name", "start_from")}
     identity = {"seed": recipe.run.seed, "finetune": section, "start_from": start.name, "start": start.key}
-    return TrainingRun(
-        "finetune",
-        layout.finetune(name),
-        identity,
-        {
-            "examples": examples.fingerprint,
-            "tokenizer": examples.inputs["tokenizer"],
-            "weights": started.details["weights"],
-        },
-        name,
-    )
+    inputs = {
+        "examples": examples.fingerprint,
+        "tokenizer": examples.inputs["tokenizer"],
+        "weights": started.details["weights"],
+    }
+    if stage.lora and stage.lora.adapter:
+        inputs["adapter"] = _adapter_fingerprint(Path(stage.lora.adapter), recipe.stage_key(stage, "lora.adapter"))
+    return TrainingRun("finetune", layout.finetune(name), identity, inputs, name)
+
+
+def _adapter_fingerprint(folder: Path, key: str) -> str:
+    """Return the fingerprint of an adapter's weights. ``key`` is the recipe key that names its folder."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise RequestError(f"{key}={folder}: there is no {weights.name}: name a folder that peft saved an adapter in")
+    return fingerprint.of_file(weights)
 
 
 def stages_of(recipe: Recipe, verb: str) -> list[str]:

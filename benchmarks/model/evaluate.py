@@ -42,7 +42,6 @@ class _Run:
 
     def __init__(self, root: Path) -> None:
         from configs.run_layout import RunLayout
-        from tokenizer import chat_template
         from tokenizer.registry import load_tokenizer
         from training.commands.export import export
         from training.evaluate.battery.build import write_battery
@@ -59,7 +58,7 @@ class _Run:
 
         cpu.compile_kernels()
         model = ours(SHAPES["17M"], _fp32(), VOCAB).eval()
-        self.ours = MillraceLM(model, tokenizer, chat_template.default(tokenizer), CONTEXT, BATCH)
+        self.ours = MillraceLM(model, tokenizer, CONTEXT, BATCH)
         self.experts, self.theirs = self._fastest(str(layout.export))
 
     def _fastest(self, export: str) -> tuple[str, Any]:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema.base import Section
+from configs.schema.base import NonIdentity, OptionalPath, Section
 
 #: Groups of layers that can have adapters.
 Target = Literal["attention", "dense", "shared_experts", "routed_experts"]
@@ -14,7 +14,7 @@ class LoraSection(Section):
     """Train low-rank adapters and freeze the model's own weights.
 
     An adapter adds `alpha / rank * B @ A` to a weight matrix.
-    [finetuning.md](finetuning.md#what-is-trained) explains the choices.
+    [lora.md](lora.md) explains the choices.
     """
 
     rank: int = Field(gt=0, description="Rank of the adapters. With routed experts, a multiple of 8.")
@@ -27,6 +27,11 @@ class LoraSection(Section):
     dora: bool = Field(
         False,
         description="Also train the magnitude of each row of the adapted matrices (DoRA). Not for routed experts.",
+    )
+    adapter: NonIdentity[OptionalPath] = Field(
+        None,
+        description="Folder of an adapter in peft's format to start from, such as another run's `export/adapter/`. By "
+        "default, training starts from the model without an adapter.",
     )
 
     @model_validator(mode="after")

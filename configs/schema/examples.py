@@ -69,6 +69,12 @@ class ExamplesSection(Section):
         "`rejected`.",
         examples=[{"prompt": "question", "answer": "reply"}],
     )
+    rejected: Literal["verbose"] | None = Field(
+        None,
+        description="How `method: dpo` makes rejected answers for records that have only one answer. `verbose`: the "
+        "same answer between phrases that say nothing, so that the model learns to be brief. By default, the records "
+        "themselves have a chosen and a rejected answer.",
+    )
     template: PathText = Field(
         "millrace",
         description="Chat template: `millrace`, `chatml`, `instruction` (`### Instruction:`, `### Response:`), or the "

@@ -87,8 +87,8 @@ class FinetuneSection(Section):
     lora: LoraSection | None = None
     freeze: tuple[str, ...] = Field(
         (),
-        description="Patterns of parameter names, such as `model.layers.0.*`: these parameters stay as they are. `make "
-        "inspect` lists the names.",
+        description="Patterns of parameter names, such as `model.layers.0.*`: these parameters stay as they are. "
+        "[lora.md](lora.md#patterns) shows the names.",
     )
     learning_rates: dict[str, float] = Field(
         {},
@@ -167,9 +167,8 @@ class FinetuneSection(Section):
 
     @model_validator(mode="after")
     def _replay_fits(self) -> "FinetuneSection":
-        if self.method in PAIRS and (self.packing or self.replay):
-            key = "packing" if self.packing else "replay"
-            raise ValueError(f"{key} ({getattr(self, key)}) is not read with method={self.method}: leave it out")
+        if self.method in PAIRS and self.replay:
+            raise ValueError(f"replay ({self.replay:g}) is not read with method={self.method}: leave it out")
         if self.replay and not self.packs:
             raise ValueError(f"replay ({self.replay:g}) needs packing=true, which packs text next to examples")
         return self
@@ -187,16 +186,23 @@ class FinetuneSection(Section):
     @model_validator(mode="after")
     def _preferences_fit(self) -> "FinetuneSection":
         """Reject keys that cannot be used to learn preferences."""
-        if self.method != "dpo":
+        examples, method = self.examples, f"method={self.method}"
+        makes_pairs = examples.rejected is not None
+        if self.method not in PAIRS:
+            if makes_pairs:
+                raise ValueError("examples.rejected is read with method=dpo only: leave it out, or set method=dpo")
             return self
-        if self.examples.kind == "pydocs":
-            raise ValueError("examples.kind (pydocs) has no preferences, which method=dpo learns: set files or hub")
-        if self.examples.format not in (None, "preference"):
-            raise ValueError(f"examples.format ({self.examples.format}): method=dpo learns preferences: leave it out")
-        if self.examples.loss_on != "assistant":
-            raise ValueError(f"examples.loss_on ({self.examples.loss_on}): method=dpo learns answers: leave it out")
+        if examples.kind == "pydocs" and not makes_pairs:
+            raise ValueError(
+                f"examples.kind (pydocs) has no preferences, which {method} learns: set files or hub, or "
+                "examples.rejected=verbose"
+            )
+        if examples.format not in (None, "preference") and not makes_pairs:
+            raise ValueError(f"examples.format ({examples.format}): {method} learns preferences: leave it out")
+        if examples.loss_on != "assistant":
+            raise ValueError(f"examples.loss_on ({examples.loss_on}): {method} learns answers: leave it out")
         if self.packing:
-            raise ValueError("packing (true) is for single answers, not for the pairs of method=dpo: leave it out")
+            raise ValueError(f"packing (true) is for single answers, not for the pairs of {method}: leave it out")
         return self
 
     @model_validator(mode="after")

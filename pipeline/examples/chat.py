@@ -23,7 +23,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.data import SourceSection
 from configs.schema.examples import ExamplesSection
-from configs.schema.finetune import FinetuneSection
+from configs.schema.finetune import PAIRS, FinetuneSection
 from pipeline import parallel
 from pipeline.document import id_prefix
 from pipeline.examples import conversations, reading
@@ -38,6 +38,7 @@ from tokenizer.chat_template import BUILT_IN, IGNORED, ChatTemplate
 from tokenizer.registry import load_tokenizer
 
 REPEATED = "the same conversation as an earlier example"
+NO_QUESTION = f"a text without a question, for which {KEY}.rejected makes no answer"
 NOT_SAMPLED = f"not sampled ({KEY}.max_examples)"
 #: Recipe key of a limit -> the reason recorded for the examples that exceed it.
 _LIMITS = {"finetune.max_length": TOO_LONG, f"{KEY}.max_examples": NOT_SAMPLED}
@@ -98,7 +99,7 @@ def _recorded(section: ExamplesSection, template: ChatTemplate) -> dict[str, Any
 
 
 def _learns_preferences(section: FinetuneSection) -> bool:
-    return section.method == "dpo"
+    return section.method in PAIRS
 
 
 def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[list[Example], dict[str, Any]]:
@@ -108,14 +109,30 @@ def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[l
     normalizer = Normalizer(recipe.data.clean.unicode, recipe.data.clean.fix_text)
     if section.examples.kind == "pydocs":
         examples = _about_functions(recipe, normalizer.text, losses.dropped)
-        return examples, {"candidates": len(examples) + sum(losses.dropped.values())}
+        counts: dict[str, Any] = {"candidates": len(examples) + sum(losses.dropped.values())}
+        return _with_rejected(examples, section.examples, losses), counts
     bad = BadInputs(hints={**reading.HINTS, **conversations.HINTS})
-    examples = read(section.examples, _learns_preferences(section), normalizer.text, bad, losses)
+    reads_pairs = _learns_preferences(section) and section.examples.rejected is None
+    examples = read(section.examples, reads_pairs, normalizer.text, bad, losses)
     path = section.examples.path
     if not bad.good and not bad.reasons:
         raise RequestError(f"{PATH}: {path} has no records: {reading.FILES}")
     bad.check(recipe.data.max_bad_fraction, f"{PATH}: {path}")
-    return examples, {"candidates": bad.good, "bad_inputs": dict(bad.reasons)}
+    counts = {"candidates": bad.good, "bad_inputs": dict(bad.reasons)}
+    return _with_rejected(examples, section.examples, losses), counts
+
+
+def _with_rejected(examples: list[Example], section: ExamplesSection, losses: Losses) -> list[Example]:
+    """Return the examples, with rejected answers if the recipe wants them to be made."""
+    if section.rejected is None:
+        return examples
+    from pipeline.examples.verbose import with_verbose_answer
+
+    for example in examples:
+        if example.is_text:
+            losses.drop(NO_QUESTION, example)
+    conversations = [example for example in examples if not example.is_text]
+    return [with_verbose_answer(example, number) for number, example in enumerate(conversations)]
 
 
 def read(

@@ -82,18 +82,22 @@ def finetuning_lines(recipe: Recipe) -> list[str]:
     for stage in recipe.finetune:
         numbers, counts = trained_numbers(recipe, stage), parameters(recipe.model, recipe.vocab_size)
         estimated = memory(finetuning_recipe(recipe, stage), kind, stage=stage)
-        parts = {part: _gib(estimated.parts[part]).strip() for part in ("optimizer state", "gradients")}
+        state, grads = (_size(estimated.parts[part]) for part in ("optimizer state", "gradients"))
         shape = f"{recipe.micro_batch_of(stage)} {'x 2 ' if stage.rows == 2 else ''}x {stage.max_length:,}"
         rows.append(
             f"fine-tuning {stage.name}: micro-batch {shape}, trains {numbers.total:,} parameters, "
-            f"{numbers.total / counts.all:.2%} of the model's number; per rank, optimizer state "
-            f"{parts['optimizer state']}, gradients {parts['gradients']}, peak {_gib(estimated.peak).strip()}"
+            f"{numbers.total / counts.all:.2%} of the model's number; per rank, optimizer state {state}, gradients "
+            f"{grads}, peak {_size(estimated.peak)}"
         )
     return ["", *rows] if rows else []
 
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:12,.2f} GiB"
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def _when(phase: str) -> str:

@@ -25,6 +25,7 @@ from training.data.examples import ExampleData
 from training.data.packed_examples import PackedExampleData, packed_in_order
 from training.data.preferences import PreferenceExamples
 from training.data.replay import Replay, samples_per_step
+from training.export.adapter import adapter_loader
 from training.export.weights import load_weights
 from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
@@ -59,8 +60,8 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples, held_out = (kind(folder, split, tokenizer.pad_id) for split in ("train", "held-out"))
     source = manifest.require(folder, "examples").details["template"]["source"]
     template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
-    trained = TrainedPart.of(section)
-    trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
+    trained = replace(TrainedPart.of(section), load=adapter_loader(recipe.model, section.lora))
+    notice = trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
     train = _train_section(recipe, section, len(examples))
     data: Data = ExampleData(examples, section.batch_examples, recipe.run.seed)
     micro_batch = recipe.micro_batch_of(section)
@@ -88,6 +89,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         keep_best=section.keep_best,
         sampler=prompt_sampler(recipe, tokenizer, template),
         trained=trained,
+        notice=notice,
     )
     if section.preference:
         objective = PreferenceObjective(recipe.model, train, section.preference)

@@ -78,9 +78,9 @@ class Evaluation:
             checkpoints: stage -> folder of its checkpoint, in the order of training. The first stage is pretraining.
             text_bytes: size of the entire validation text in bytes.
         """
-        answering = [stage for stage in checkpoints if stage != "pretrain" and not self._recipe.stage(stage).preference]
-        for stage in answering:  # while the pretrained model is loaded
-            self._once(f"{stage}-before", partial(self._answers, stage, checkpoints["pretrain"], "before"))
+        for stage in checkpoints:  # while the pretrained model is loaded
+            if stage != "pretrain" and not self._recipe.stage(stage).preference:
+                self._once(f"{stage}-before", partial(self._answers, stage, checkpoints["pretrain"], "before"))
         facts = {stage: self._stage(stage, checkpoint, text_bytes) for stage, checkpoint in checkpoints.items()}
         results: Facts = {
             "stages": [*checkpoints],
@@ -117,7 +117,7 @@ class Evaluation:
             return facts
         facts.pop("experts")
         if self._recipe.stage(stage).preference:
-            return facts | self._once(f"{stage}-preferences", lambda: self._preferences(stage, checkpoint))
+            return facts | self._once(f"{stage}-pairs", lambda: self._pairs(stage, checkpoint))
         before = self._once(f"{stage}-before", lambda: self._answers(stage, checkpoint, "before"))
         after = self._once(f"{stage}-after", lambda: self._answers(stage, checkpoint, "after"))
         answers = {"held_out_loss_before": before["loss"], "held_out_loss_after": after["loss"]}
@@ -167,7 +167,7 @@ class Evaluation:
         section = self._recipe.evaluate
         length = self._recipe.model.max_seq_len or self._recipe.train.context_length
         template = chat_template_of(checkpoint, self._tokenizer)
-        model = MillraceLM(self._model(checkpoint), self._tokenizer, template, length, section.batch)
+        model = MillraceLM(self._model(checkpoint), self._tokenizer, length, section.batch, template)
         return self._tasks.run(model, section.shots, section.limit, chat=section.chat and stage != "pretrain")
 
     def _answers(self, stage: str, checkpoint: Path, when: str) -> Facts:
@@ -182,12 +182,14 @@ class Evaluation:
         )
         return {"examples": len(examples), "loss": measured.loss}
 
-    def _preferences(self, stage: str, checkpoint: Path) -> Facts:
+    def _pairs(self, stage: str, checkpoint: Path) -> Facts:
+        """Measure the preferences that a stage has learned, compared with the weights that it started from."""
         section = self._recipe.stage(stage)
         start = finished_checkpoint(self._layout.training(self._recipe.start_of(section)))
         assert start is not None, "the command has checked the stages"
-        places = start[0], checkpoint, self._device
-        return evaluate_preferences(self._recipe, self._layout, section, self._model, *places)
+        return evaluate_preferences(
+            self._recipe, self._layout, section, self._model, start[0], checkpoint, self._device
+        )
 
     def _baselines(self, text_bytes: int) -> Facts:
         limit, text = self._recipe.evaluate.max_tokens, self._validation_text

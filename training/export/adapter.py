@@ -6,8 +6,9 @@ dense layers or shared experts. The format therefore targets the weights of such
 routed experts' adapters are one matrix per stack: ``lora_A`` [E * r, in] and ``lora_B`` [out, r * E].
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from artefacts import atomic
 from artefacts.errors import RequestError
 from configs.schema.adapter import LoraSection
 from configs.schema.models import ModelSection
-from training.adapter_names import EXPERT_ADAPTERS, MAGNITUDE, A, B
+from training.adapter_names import EXPERT_ADAPTERS, MAGNITUDE, A, B, is_adapter
 from training.checkpoint import tensor_file
+from training.export.directory import weights_in
 from training.export.formats import table_of
+from training.layers.adapters.attach import load_adapters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -119,3 +122,80 @@ def _peft_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
         flat = tensor.flatten(0, 1) if name.endswith(f".{A}") else tensor.permute(1, 2, 0).flatten(1)
         return flat.float().contiguous()
     return tensor.float().contiguous()
+
+
+def read_adapter(
+    folder: Path, section: ModelSection, lora: LoraSection, shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of an adapter in peft's format under our names.
+
+    Args:
+        folder: the adapter's folder.
+        section: the model's section.
+        lora: the settings that the adapter must have.
+        shapes: names and shapes of the parameters of the model's adapters. Those of prediction layers are skipped.
+
+    Raises:
+        RequestError: there is no adapter, it is damaged, or it belongs to another model or has other settings.
+    """
+    _require_settings(folder, lora)
+    tensors = dict(weights_in(folder))
+    for name, shape in shapes.items():
+        if not in_main_model(section, name):
+            continue
+        theirs = _peft_name(section, name)
+        wanted = tuple(_peft_tensor(name, torch.empty(shape, device="meta")).shape)
+        has = tuple(tensors[theirs].shape) if theirs in tensors else "missing"
+        if has != wanted:
+            raise RequestError(
+                f"{folder} is an adapter of another model or of other layers: {theirs} is {has}, for this recipe it is "
+                f"{wanted}"
+            )
+        yield name, _our_tensor(name, shape, tensors.pop(theirs))
+    if tensors:
+        raise RequestError(
+            f"{folder} is an adapter of another model or of other layers: {next(iter(tensors))} has no place in the "
+            "recipe's model with finetune.lora.targets"
+        )
+
+
+def adapter_loader(section: ModelSection, lora: LoraSection | None) -> Callable[[Any], None] | None:
+    """Return a function that loads the adapter ``finetune.lora.adapter`` into a model, or None if there is none.
+
+    The function raises ``RequestError`` as :func:`read_adapter` does.
+    """
+    if lora is None or lora.adapter is None:
+        return None
+    folder = Path(lora.adapter)
+
+    def load(model: Any) -> None:
+        adapters = {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
+        weights = dict(read_adapter(folder, section, lora, {name: p.shape for name, p in adapters.items()}))
+        # The adapters of prediction layers, which peft's format lacks, stay as they are.
+        load_adapters(model, {**adapters, **weights}.items())
+
+    return load
+
+
+def _require_settings(folder: Path, lora: LoraSection) -> None:
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        assert isinstance(settings, dict)
+    except (OSError, ValueError, AssertionError):
+        raise RequestError(f"{folder}: no {CONFIG} can be read: name a folder that peft saved an adapter in") from None
+    keys = {"r": ("rank", lora.rank), "lora_alpha": ("alpha", lora.alpha), "use_dora": ("dora", lora.dora)}
+    for key, (ours, wanted) in keys.items():
+        if settings.get(key, False) != wanted:
+            raise RequestError(
+                f"{folder}: {key} is {settings.get(key)}: set finetune.lora.{ours} to that, not {wanted}"
+            )
+    for key, supported in {"peft_type": "LORA", "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}.items():
+        if (value := settings.get(key)) not in (supported, None):
+            raise RequestError(f"{folder}: {key} is {value}, but only {supported} is supported")
+
+
+def _our_tensor(name: str, shape: torch.Size, tensor: torch.Tensor) -> torch.Tensor:
+    if len(shape) < 3:
+        return tensor
+    experts, rows, columns = shape
+    return tensor.view(shape) if name.endswith(f".{A}") else tensor.view(rows, columns, experts).permute(2, 0, 1)

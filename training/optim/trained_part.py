@@ -1,13 +1,12 @@
 """What fine-tuning trains: which parameters, at which learning rates, and what starts from new weights."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
 
 from artefacts.errors import RequestError
 from configs.schema.adapter import LoraSection
@@ -28,12 +27,14 @@ class TrainedPart:
         freeze: patterns of the names of parameters that are not trained.
         rate_scales: pattern of parameter names -> multiplier of their learning rate.
         reset: tables that start from new weights, which are trained even if there are adapters.
+        load: loads the adapters to start from into a model, or None if they start from their initial weights.
     """
 
     lora: LoraSection | None = None
     freeze: tuple[str, ...] = ()
     rate_scales: Mapping[str, float] = field(default_factory=dict)
     reset: tuple[str, ...] = ()
+    load: Callable[[Any], None] | None = None
 
     @classmethod
     def of(cls, section: FinetuneSection) -> "TrainedPart":
@@ -64,9 +65,14 @@ class TrainedPart:
             _matching(pattern, trained, "finetune.learning_rates")
         if new and self.lora:
             init_adapters(model, seed)
+            if self.load:
+                self.load(model)
 
-    def check(self, build_model: Any) -> None:
+    def check(self, build_model: Callable[[], Any]) -> str:
         """Check the patterns on a model without memory, which ``build_model`` returns.
+
+        This also reads the adapter to start from. Returns a line about the trained part, or "" if all parameters are
+        trained.
 
         Raises:
             RequestError: as for :meth:`prepare`.
@@ -74,6 +80,11 @@ class TrainedPart:
         with torch.device("meta"):
             model = build_model()
         self.prepare(model, 0, new=False)
+        if self.load:
+            self.load(model)
+        numbers = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
+        trained, total = (sum(column) for column in zip(*numbers, strict=True))
+        return "" if trained == total else f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})"
 
     @torch.no_grad()
     def _reset(self, model: Any, name: str, seed: str, new: bool) -> None:
@@ -105,9 +116,3 @@ def _matching(pattern: str, names: Iterable[str], key: str) -> list[str]:
 def scale_of(name: str, scales: Mapping[str, float]) -> float:
     """Return a parameter's multiplier of the learning rate, from the first pattern that matches its name."""
     return next((scale for pattern, scale in scales.items() if fnmatchcase(name, pattern)), 1.0)
-
-
-def count_trained(model: nn.Module) -> tuple[int, int]:
-    """Return the number of trained parameters and of all parameters."""
-    numbers = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
-    return sum(trained for trained, _ in numbers), sum(total for _, total in numbers)

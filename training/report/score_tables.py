@@ -19,7 +19,9 @@ def results_lines(results: Results) -> list[str]:
     pretrain = stages["pretrain"]
     width = max(len(name) for name in [*stages, *results["baselines"]])
     lines = [f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes"]
-    lines += [f"  {name:<{width}} {_loss(facts)}" for name, facts in stages.items()]
+    for name, facts in stages.items():
+        change = facts["loss"] / pretrain["loss"] - 1
+        lines.append(f"  {name:<{width}} {_loss(facts)}{f' ({change:+.1%} of the loss)' if name != 'pretrain' else ''}")
     lines += [
         f"  {name:<{width}} {row['bits_per_byte']:.3f} bits per byte" for name, row in results["baselines"].items()
     ]
@@ -30,13 +32,14 @@ def results_lines(results: Results) -> list[str]:
     for name, facts in stages.items():
         if "held_out_loss_after" in facts:
             before, after = facts["held_out_loss_before"], facts["held_out_loss_after"]
-            kind = "pairs, chosen answers" if "preferences" in facts else "held out"
+            kind = "pairs   " if "preferences" in facts else "answers "
+            of = "loss of the chosen answers" if "preferences" in facts else "loss"
             lines.append(
-                f"answers      {facts['examples']} {kind}, {name}: loss {before:.3f} -> {after:.3f} "
+                f"{kind}     {facts['examples']} held out, {name}: {of} {before:.3f} -> {after:.3f} "
                 f"({after / before - 1:+.0%})"
             )
-        if scores := facts.get("preferences"):
-            lines.append(f"  preferred  {scores['accuracy']:.1%} of the pairs, reward margin {scores['margin']:.3f}")
+        if pairs := facts.get("preferences"):
+            lines.append(f"  preferred  {pairs['accuracy']:.1%} of the pairs, reward margin {pairs['margin']:.3f}")
     if results["experts"]:
         worst = max(facts["max_over_mean"] for facts in results["experts"].values())
         lines.append(f"experts      max/mean expert load {worst:.2f} on the validation text")

@@ -223,6 +223,20 @@ def test_long_preferences_are_dropped_or_cut(root):
         assert len(rows) == rows_left and published.counts["dropped"] == dropped
 
 
+def test_rejected_answers_from_single_answers(root):
+    records = [{"instruction": f"Say number {n}.", "output": f"Number {n}."} for n in range(40)]
+    records.append({"text": "No question."})
+    more = ("finetune.method=dpo", "finetune.examples.rejected=verbose", "data.max_bad_fraction=0.5")
+    _, rows, _, _ = _build(root, records, *more)
+    assert len(rows) == 40
+    for row in rows.values():
+        before, _, after = row["rejected"].partition(row["chosen"])
+        assert row["chosen"] in row["rejected"] and before.endswith((": ", ". ")) and (not after or after[0] == " ")
+    assert len({row["rejected"].replace(row["chosen"], "") for row in rows.values()}) == 16
+    with pytest.raises(RequestError, match=r"examples\.rejected is read with method=dpo only"):
+        _build(root, records, "finetune.examples.rejected=verbose")
+
+
 @pytest.mark.parametrize(
     ("records", "more", "message"),
     [
@@ -232,7 +246,7 @@ def test_long_preferences_are_dropped_or_cut(root):
             r"format=preference needs chosen and rejected, but records\d+.jsonl has the fields prompt",
         ),
         (_pairs(), ("finetune.examples.format=text",), r"examples.format \(text\): method=dpo learns preferences"),
-        (_pairs(), ("finetune.packing=true",), r"packing \(true\) is for single answers"),
+        (_pairs(), ("finetune.packing=true",), r"packing \(True\) is not read with method=dpo"),
         (_pairs(), ("finetune.examples.kind=pydocs", "finetune.examples.path=null"), r"\(pydocs\) has no preferences"),
         (_pairs(), ("finetune.examples.loss_on=all",), r"examples.loss_on \(all\): method=dpo learns answers"),
     ],

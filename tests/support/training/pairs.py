@@ -25,6 +25,8 @@ STAGE = ["finetune.method=dpo", "finetune.learning_rate=0.01", "finetune.max_len
 PAIRS, HELD_OUT = 12, 5
 
 Pair = tuple[list[int], list[int], list[int]]
+#: The ids and labels of a conversation.
+Rendered = tuple[list[int], list[int]]
 
 
 def random_pairs(count: int, seed: int, vocab_size: int = 60) -> list[Pair]:
@@ -41,7 +43,7 @@ def random_pairs(count: int, seed: int, vocab_size: int = 60) -> list[Pair]:
     return pairs
 
 
-def rendered(prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+def rendered(prompt: list[int], answer: list[int]) -> Rendered:
     """The ids and labels of a conversation with one answer."""
     head = [BEGIN_ID, USER_ID, *prompt, END_OF_TURN_ID, ASSISTANT_ID]
     tail = [*answer, END_OF_TURN_ID]
@@ -49,17 +51,21 @@ def rendered(prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]
 
 
 def write_pairs(folder: Path, split: str, pairs: list[Pair]) -> None:
-    """Write ``SPLIT-00000.parquet`` as the examples stage does."""
+    """Write pairs as the examples stage does."""
+    write_rendered(folder, split, [(rendered(prompt, one), rendered(prompt, other)) for prompt, one, other in pairs])
+
+
+def write_rendered(folder: Path, split: str, pairs: list[tuple[Rendered, Rendered]]) -> None:
+    """Write ``SPLIT-00000.parquet`` with the ids and labels of the chosen and the rejected answers."""
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[Any]] = {}
-    for prompt, *answers in pairs:
-        for side, answer in zip(("chosen", "rejected"), answers, strict=True):
-            ids, labels = rendered(prompt, answer)
+    for answers in pairs:
+        for side, (ids, labels) in zip(("chosen", "rejected"), answers, strict=True):
             columns.setdefault(f"ids_{side}", []).append(ids)
             columns.setdefault(f"labels_{side}", []).append(labels)
-            columns.setdefault(side, []).append(str(answer))
-        columns.setdefault("source", []).append("pairs")
-        columns.setdefault("question", []).append(str(prompt))
+            columns.setdefault(side, []).append(f"answer of {len(ids)} tokens")
+        for name in ("source", "question"):
+            columns.setdefault(name, []).append(name)
     lists = pyarrow.list_(pyarrow.int32())
     arrays = {
         name: pyarrow.array(values, lists if isinstance(values[0], list) else pyarrow.string())

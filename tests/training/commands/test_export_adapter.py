@@ -21,6 +21,7 @@ from training.checkpoint.save import RunIdentity
 from training.checkpoint.write_full import write_full
 from training.commands import export as command
 from training.commands.export import export
+from training.export.adapter import read_adapter
 from training.layers.adapters.attach import attach_adapters, init_adapters
 from training.model_loading import load_model
 
@@ -111,3 +112,29 @@ def test_a_wrong_adapter_is_not_published(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError, match=r"peft reads .*c_attn.* differently: nothing is exported"):
         export(recipe)
     assert not layout.export.exists()
+
+
+@pytest.mark.parametrize("name", ["deepseek", "gpt_dora"])
+def test_an_adapter_is_read_back(name: str, tmp_path: Path) -> None:
+    recipe, layout, model = adapted(tmp_path, *CASES[name])
+    assert export(recipe) == 0
+    adapters = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    shapes, lora = {key: p.shape for key, p in adapters.items()}, LoraSection(**CASES[name][1])
+    folder = layout.export / "adapter"
+    read = dict(read_adapter(folder, recipe.model, lora, shapes))
+    # A prediction layer's adapter is merged into the exported weights.
+    assert set(read) == {key for key in adapters if name != "deepseek" or not key.startswith("model.layers.2.")}
+    assert all(torch.equal(tensor, adapters[key]) for key, tensor in read.items())
+    other = lora.model_copy(update={"rank": lora.rank + 1})
+    with pytest.raises(RequestError, match=rf"adapter: r is {lora.rank}: set finetune.lora.rank to that, not"):
+        dict(read_adapter(folder, recipe.model, other, shapes))
+    with pytest.raises(
+        RequestError, match=r"an adapter of another model or of other layers: \S+ is \(.*, for this rec"
+    ):
+        dict(read_adapter(folder, recipe.model, lora, {key: torch.Size((9, *s[1:])) for key, s in shapes.items()}))
+    fewer = {key: shape for key, shape in shapes.items() if ".mlp." not in key}
+    with pytest.raises(RequestError, match=r"other layers: \S+ has no place in the recipe's model"):
+        dict(read_adapter(folder, recipe.model, lora, fewer))
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(RequestError, match=r"no adapter_config.json can be read"):
+        dict(read_adapter(folder, recipe.model, lora, shapes))

@@ -49,3 +49,25 @@ def test_the_trained_part_is_the_same_on_any_topology(tmp_path, name: str, cells
             assert key in expected["trained"] or key.endswith(BIAS) or torch.equal(tensor, expected["weights"][key]), (
                 key
             )
+
+
+def test_frozen_weights_in_bf16_survive_saving_and_resuming(tmp_path) -> None:
+    """A frozen weight is kept in the compute dtype, so that it is the same in any topology and after any resume."""
+    bf16, part = ("train.precision=bf16",), PARTS["lora"]
+    first = Task(Cell(2, 2, 1), tmp_path / "first", (*bf16, "train.simulate_crash_at=4"), trained=part)
+    run_tasks([first], tmp_path)
+    tasks = [
+        Task(cell, tmp_path / f"next-{cell.stage}", bf16, first.out / "checkpoints", trained=part)
+        for cell in (Cell(2, 2, 1), Cell(2, 1, 3))
+    ]
+    run_tasks(tasks, tmp_path)
+    weights = [
+        weights_of(next((task.out / "checkpoints").glob(f"step-*{step}")), merge=False)
+        for task, step in ((first, 4), (tasks[0], 8), (tasks[1], 8))
+    ]
+    for name, tensor in weights[0].items():
+        same = [torch.equal(tensor, other[name]) for other in weights[1:]]
+        assert all(same) or name.endswith(BIAS), name
+        assert torch.equal(tensor, tensor.bfloat16().float()) or name.endswith(BIAS), name
+    losses = [task.seen()["losses"] for task in tasks]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-2) and losses[0][-1] != first.seen()["losses"][-1]

@@ -48,7 +48,7 @@ class Backends:
         self.battery = root / "battery"
         write_battery(self.battery, self.run.recipe, self.run.layout, self.run.tokenizer)
         template = chat_template.default(self.run.tokenizer)
-        self.ours = MillraceLM(self.run.model, self.run.tokenizer, template, CONTEXT, 4)
+        self.ours = MillraceLM(self.run.model, self.run.tokenizer, CONTEXT, 4, template)
         # With its cache, lm-eval 0.4.13 gives a wrong score if two requests have the same tokens but another split.
         self.theirs = HFLM(str(self.run.layout.export), device="cpu", batch_size=4, logits_cache=False)
         self.theirs.tokenizer.chat_template = template.exported()

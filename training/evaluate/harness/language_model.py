@@ -21,7 +21,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from artefacts.errors import RequestError
 from artefacts.progress import bar
 from tokenizer.base import Tokenizer
-from tokenizer.chat_template import ChatTemplate
+from tokenizer.chat_template import ChatTemplate, default
 from training.inference.generate import Limits, generate_batch
 from training.inference.sampling import Sampling
 from training.inference.score import score
@@ -37,23 +37,29 @@ class MillraceLM(TemplateLM):
     """A decoder and its tokenizer, as lm-eval calls them."""
 
     def __init__(
-        self, model: CausalLM, tokenizer: Tokenizer, template: ChatTemplate, max_length: int, batch: int
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer,
+        max_length: int,
+        batch: int,
+        template: ChatTemplate | None = None,
     ) -> None:
         """Wrap a model in evaluation mode.
 
         Args:
             model: the model.
             tokenizer: the tokenizer that it was trained with.
-            template: the chat template that it was fine-tuned with.
             max_length: maximum number of tokens that the model reads at once.
             batch: number of sequences of ``max_length`` tokens per forward pass. Shorter sequences are batched in
                 greater numbers.
+            template: the chat template that the model was fine-tuned with. None for the default.
         """
         super().__init__()
         # lm-eval's own output is silenced while it calls this model, but not the model's progress.
         self._stderr = sys.stderr
-        self._model, self._tokenizer, self._template, self._batch = model, tokenizer, template, batch
+        self._model, self._tokenizer, self._batch = model, tokenizer, batch
         self.max_length = max_length
+        self._template = template or default(tokenizer)
         self._device = next(iter(model.parameters())).device
         # Precedes the id of a control token in a rendered conversation. It is random, so that no text contains it.
         self._control = f"\x02{secrets.token_hex(8)}\x03"
@@ -75,7 +81,7 @@ class MillraceLM(TemplateLM):
             return self._tokenizer.encode(text) if add_special_tokens is False else list(self._encode(text))
         ids = self._tokenizer.encode(text)
         for piece in rest:
-            token, following = piece.split(">", 1)
+            token, following = piece.split(";", 1)
             ids += [int(token), *self._tokenizer.encode(following)]
         return ids
 
@@ -166,12 +172,12 @@ class MillraceLM(TemplateLM):
         return "millrace"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Return the Jinja program of the template, or None if no template is wanted."""
-        return self._template.exported() if chat_template else None
+        """Return the Jinja program of the template, which lm-eval records."""
+        return self._template.source if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation as text in which :meth:`tok_encode` recognizes the control tokens.
 
         Without ``add_generation_prompt``, the last message stays open, and the model continues it.
         """
-        return self._template.marked_text(chat_history, lambda token: f"{self._control}{token}>", add_generation_prompt)
+        return self._template.marked_text(chat_history, self._control, add_generation_prompt)

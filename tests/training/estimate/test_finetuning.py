@@ -1,0 +1,82 @@
+"""The estimate of fine-tuning follows what is trained."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from configs.load import load_recipe
+from configs.schema import Recipe
+from tests.support.paths import DEMO_RECIPE
+from tests.support.training.families import gpt
+from tests.support.training.shapes import SHAPES, VOCAB, small
+from training.commands.estimate import finetuning_lines
+from training.estimate.finetuning import finetuning_recipe, trained_numbers
+from training.estimate.memory import checkpoint_bytes, memory
+from training.estimate.parameter_shapes import parameter_shapes
+from training.models.registry import build_model
+from training.optim.trained_part import TrainedPart
+
+MODELS = {
+    **{name: SHAPES[name] for name in ("query_latent", "no_dense_layer", "all_dense", "two_shared", "tied")},
+    "biases": small(attention_bias=True, mlp_bias=True, num_nextn_predict_layers=2),
+    "noise": small(router_noise={"kind": "learned"}),
+    "gpt": gpt(),
+    "gpt_bare": gpt(bias=False, positions="rope", norm="rms", activation="swiglu", tie_word_embeddings=False),
+}
+STAGES: dict[str, dict[str, Any]] = {
+    "all": {},
+    "lora": {"lora": {"rank": 8, "alpha": 8, "targets": ["attention", "dense", "shared_experts", "routed_experts"]}},
+    "dora": {"lora": {"rank": 3, "alpha": 8, "dora": True}, "reset": ["head"]},
+    "freeze": {"freeze": ["*.experts.*", "model.embed_tokens.*", "model.layers.0.*"]},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_and_shapes_equal_the_built_model(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(MODELS[name], VOCAB)
+    assert dict(parameter_shapes(MODELS[name], VOCAB)) == {key: tuple(p.shape) for key, p in model.named_parameters()}
+
+
+def demo(*overrides: str, **stage: Any) -> Recipe:
+    recipe = load_recipe(DEMO_RECIPE, ["finetune.max_length=256", *overrides])
+    changed = type(recipe.finetune[0])(**{**recipe.finetune[0].model_dump(), **stage})
+    return recipe.model_copy(update={"finetune": (changed,)})
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_trained_numbers_equal_the_prepared_model(name: str) -> None:
+    recipe = demo(**STAGES[name])
+    (stage,) = recipe.finetune
+    with torch.device("meta"):
+        model = build_model(recipe.model, recipe.vocab_size)
+    TrainedPart.of(stage).prepare(model, 0, new=False)
+    wanted = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad}
+    numbers = trained_numbers(recipe, stage)
+    assert numbers.total == sum(wanted.values())
+    assert numbers.experts == sum(number for key, number in wanted.items() if ".experts." in key)
+    assert numbers.adapters == sum(number for key, number in wanted.items() if ".lora_" in key)
+    assert numbers.head == ("lm_head.weight" in wanted)
+
+
+def test_state_gradients_and_checkpoints_follow_the_trained_part() -> None:
+    full, lora = (demo("launch.processes=1", **STAGES[name]) for name in ("all", "lora"))
+    share = trained_numbers(lora, lora.finetune[0]).total / trained_numbers(full, full.finetune[0]).total
+    assert 0 < share < 0.1
+    parts = [memory(finetuning_recipe(r, r.finetune[0]), "cpu", stage=r.finetune[0]).parts for r in (full, lora)]
+    for part in ("optimizer state", "gradients", "master weights"):
+        assert parts[1][part] == pytest.approx(share * parts[0][part], rel=0.01), part
+    assert parts[1]["weights"] > parts[0]["weights"]
+    bytes_of = [checkpoint_bytes(r, r.finetune[0]) for r in (full, lora)]
+    # fp32 weights instead of fp32 weights with two states.
+    assert bytes_of[1] / bytes_of[0] == pytest.approx(1 / 3 + share, rel=0.05)
+    assert "trains 4,035,360 parameters, 100.00%" in finetuning_lines(full)[-1]
+
+
+def test_a_stage_that_trains_everything_is_estimated_as_pretraining() -> None:
+    recipe = demo("train.context_length=256", "train.zero_stage=2")
+    (stage,) = recipe.finetune
+    same = finetuning_recipe(recipe, stage)
+    assert memory(same, "cuda", stage=stage) == memory(same, "cuda")
+    assert checkpoint_bytes(recipe, stage) == checkpoint_bytes(recipe)
