@@ -116,7 +116,7 @@ class ChatTemplate:
 
         Args:
             messages: the conversation.
-            mark: put before the name of every control token, to tell it from the same name in a message.
+            mark: put before the id of every control token, which ends with a semicolon. No message may contain it.
             prompt: whether the assistant will answer. If not, the last message is left open instead.
 
         Raises:
@@ -129,7 +129,7 @@ class ChatTemplate:
         parts = []
         for segment in layout:
             if segment.token is not None:
-                parts.append(mark + self._tokenizer.piece(segment.token))
+                parts.append(f"{mark}{segment.token};")
             else:
                 parts.append(segment.text if segment.message is None else contents[segment.message])
             if not prompt and segment.message == len(contents) - 1:

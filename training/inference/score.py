@@ -102,7 +102,7 @@ def score(
         results = _read(model, [(group.context, continuation) for group, continuation in pairs])
         on_scored(sum(record(*pair, result) for pair, result in zip(pairs, results, strict=True)))
     for batch in _batches(shared, lambda group: len(group.context), batch_tokens):
-        on_scored(sum(record(*scored) for scored in _read_shared(model, batch, batch_tokens)))
+        on_scored(sum(record(*scored) for scored in _read_shared(model, batch, context_length, batch_tokens)))
     return [result for result in scores if result is not None]
 
 
@@ -124,8 +124,27 @@ def _read(model: CausalLM, pairs: Sequence[tuple[Sequence[int], Sequence[int]]])
     return _scores(model, hidden_MD, [continuation for _, continuation in pairs])
 
 
+def _cached_batches(
+    rows: list[tuple[int, tuple[int, ...]]], lengths: Sequence[int], context_length: int, batch_tokens: int
+) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+    """Yield batches of continuations, each with the number of its context, whose ``lengths`` are cached.
+
+    A batch's longest context and longest continuation fit into the context length together, because padding has
+    positions too.
+    """
+    waiting = sorted(rows, key=lambda row: len(row[1]), reverse=True)
+    while waiting:
+        new_tokens = len(waiting[0][1]) - 1
+        fitting = [row for row in waiting if lengths[row[0]] + new_tokens <= context_length]
+        cached = max(lengths[number] for number, _ in fitting)
+        batch = fitting[: max(1, batch_tokens // max(new_tokens, cached // _MOST_CACHED))]
+        yield batch
+        taken = set(batch)
+        waiting = [row for row in waiting if row not in taken]
+
+
 def _read_shared(
-    model: CausalLM, groups: Sequence[_Group], batch_tokens: int
+    model: CausalLM, groups: Sequence[_Group], context_length: int, batch_tokens: int
 ) -> Iterator[tuple[_Group, tuple[int, ...], Score]]:
     """Score the continuations of several contexts: read each context once, then its continuations from the cache."""
     lengths = [len(group.context) for group in groups]
@@ -142,7 +161,7 @@ def _read_shared(
         for (number, one), result in zip(single, results, strict=True):
             yield groups[number], one, result
     several = [row for row in rows if len(row[1]) > 1]
-    for batch in _batches(several, lambda row: max(len(row[1]) - 1, lengths[row[0]] // _MOST_CACHED), batch_tokens):
+    for batch in _cached_batches(several, lengths, context_length, batch_tokens):
         numbers = [number for number, _ in batch]
         read = [list(one[:-1]) for _, one in batch]
         new_tokens = max(map(len, read))

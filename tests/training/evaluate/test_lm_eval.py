@@ -15,16 +15,12 @@ from artefacts.errors import RequestError
 from tests.support.training.finished_run import CONTEXT, FinishedRun, finished_run
 from tests.support.training.shapes import small
 from tests.support.training.tiny_run import GPT
+from tokenizer import chat_template
 from training.commands.export import export
 from training.evaluate.battery.build import write_battery
 from training.evaluate.harness.language_model import MillraceLM
 from training.evaluate.harness.run import Tasks
 
-#: The chat template of docs/chat-format.md.
-TEMPLATE = (
-    "<|begin|>{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 MODELS: dict[str, dict[str, Any]] = {"deepseek": small().model_dump(), "gpt": GPT}
 #: A task with solved examples, a description and a choice that begins like another.
 YAML = """
@@ -51,9 +47,11 @@ class Backends:
         assert export(self.run.recipe) == 0
         self.battery = root / "battery"
         write_battery(self.battery, self.run.recipe, self.run.layout, self.run.tokenizer)
-        self.ours = MillraceLM(self.run.model, self.run.tokenizer, CONTEXT, 4)
-        self.theirs = HFLM(str(self.run.layout.export), device="cpu", batch_size=4)
-        self.theirs.tokenizer.chat_template = TEMPLATE
+        template = chat_template.default(self.run.tokenizer)
+        self.ours = MillraceLM(self.run.model, self.run.tokenizer, CONTEXT, 4, template)
+        # With its cache, lm-eval 0.4.13 gives a wrong score if two requests have the same tokens but another split.
+        self.theirs = HFLM(str(self.run.layout.export), device="cpu", batch_size=4, logits_cache=False)
+        self.theirs.tokenizer.chat_template = template.exported()
 
     def require_same(self, tasks: list[str], shots: int | None = None, limit: int = 4, chat: bool = False) -> Any:
         loaded = Tasks(tasks, [self.battery])

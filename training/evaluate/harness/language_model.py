@@ -59,11 +59,10 @@ class MillraceLM(TemplateLM):
         self._stderr = sys.stderr
         self._model, self._tokenizer, self._batch = model, tokenizer, batch
         self.max_length = max_length
-        self._template = template
+        self._template = template or default(tokenizer)
         self._device = next(iter(model.parameters())).device
-        # Precedes the name of a control token in a rendered conversation. It is random, so that no text contains it.
+        # Precedes the id of a control token in a rendered conversation. It is random, so that no text contains it.
         self._control = f"\x02{secrets.token_hex(8)}\x03"
-        self._control_ids = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size) if tokenizer.is_reserved(i)}
         self._encode = lru_cache(_KEPT)(tokenizer.encode_as_released)
 
     @property
@@ -82,8 +81,8 @@ class MillraceLM(TemplateLM):
             return self._tokenizer.encode(text) if add_special_tokens is False else list(self._encode(text))
         ids = self._tokenizer.encode(text)
         for piece in rest:
-            name = piece[: piece.index(">") + 1]
-            ids += [self._control_ids[name], *self._tokenizer.encode(piece[len(name) :])]
+            token, following = piece.split(";", 1)
+            ids += [int(token), *self._tokenizer.encode(following)]
         return ids
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -151,7 +150,7 @@ class MillraceLM(TemplateLM):
         if settings["do_sample"]:
             sampling = Sampling(settings["temperature"], settings.get("top_k", 0), settings.get("top_p", 1.0))
         rows = int(self._model.model.embed_tokens.num_embeddings)
-        limits = Limits(count, self.max_length, rows, self._tokenizer.stop_ids)
+        limits = Limits(count, self.max_length, rows, self._template.stop_ids)
         generated = generate_batch(
             self._model,
             contexts,
@@ -174,15 +173,11 @@ class MillraceLM(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Return the Jinja program of the template, which lm-eval records."""
-        return self._chat.source if chat_template else None
-
-    @property
-    def _chat(self) -> ChatTemplate:
-        return self._template or default(self._tokenizer)
+        return self._template.source if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation as text in which :meth:`tok_encode` recognizes the control tokens.
 
         Without ``add_generation_prompt``, the last message stays open, and the model continues it.
         """
-        return self._chat.marked_text(chat_history, self._control, add_generation_prompt)
+        return self._template.marked_text(chat_history, self._control, add_generation_prompt)
