@@ -124,10 +124,10 @@ def test_routers_are_balanced_as_in_the_language_model() -> None:
     routers = [one.model.layers[1].mlp.gate.router for one in (model, source)]
     for router in routers:
         router.load_share = torch.linspace(0, 2, router.experts)
-    actual = model(batch.ids, [batch.labels], lengths, names)
+    actual = model(batch.ids, [batch.labels], lengths, balance=names)
     # Row by row, so that there is no padding.
     rows = [row[:length][None] for row, length in zip(batch.ids, lengths.tolist(), strict=True)]
-    expected = [source(row, [row], None, names) for row in rows]
+    expected = [source(row, [row], None, balance=names) for row in rows]
     for name in names:
         torch.testing.assert_close(actual[name], sum(losses[name] for losses in expected))
     train = TrainSection(
