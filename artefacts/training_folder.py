@@ -93,13 +93,20 @@ class TrainingRun:
         Raises:
             RequestError: the folder has another run's weights, and they may not be moved aside.
         """
-        if self.begun() or not has_weights(self.folder) or (replace and not is_requeued()):
+        # A job that SLURM starts again only resumes what it has begun. It may not have come to the stages that follow.
+        may_move = replace and (not is_requeued() or self._has_other_start())
+        if self.begun() or not has_weights(self.folder) or may_move:
             return
         value = "finetune" if self.stage == "finetune" else "true"
         fix = f"give this run another name (run.name=…), or move the other one aside (run.replace={value})"
         if replace:
             fix = "a job that SLURM starts again only resumes: use the keys that it started with, or submit it again"
         raise RequestError(f"{self.folder} holds another run ({self._difference()}): {fix}")
+
+    def _has_other_start(self) -> bool:
+        """Return whether the folder holds a run that started from other weights: an earlier stage was trained again."""
+        start = read_identity(self.folder).get("inputs", {}).get("weights")
+        return start is not None and start != self.inputs.get("weights")
 
     def open(self, recipe_text: str, replace: bool) -> None:
         """Prepare the folder for starting or resuming.

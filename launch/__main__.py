@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Sequence
 
 from artefacts import command_hints
+from artefacts.training_folder import STAGES
 from configs import command
 from configs.checks import unread_keys
 from configs.load import load_recipe
-from launch.start import COMMANDS, plan, start
+from launch.start import plan, start
 
 KINDS = {
     "local": "this machine, launch.processes processes",
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     for kind, purpose in KINDS.items():
         sub = kinds.add_parser(kind, help=purpose, description=purpose, allow_abbrev=False)
         if kind != "demo":
-            verbs = [*COMMANDS, *(["data"] if kind == "slurm" else [])]
+            verbs = [*STAGES, *(["data"] if kind == "slurm" else [])]
             sub.add_argument("verb", choices=verbs, metavar="COMMAND", help=" or ".join(verbs))
             sub.add_argument("--dry-run", action="store_true", help="print what would be started, without starting it")
         command.add_recipe_arguments(sub)

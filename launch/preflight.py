@@ -34,8 +34,7 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
     if here:
         check_gpus(recipe)
     stage = recipe.stage(run.name) if run.stage == "finetune" else None
-    trained = finetuning_recipe(recipe, stage) if stage else recipe
-    return [*_check_host_name(recipe), *check_memory(trained, stage), *check_disk(trained, run, stage)]
+    return [*_check_host_name(recipe), *check_memory(recipe, stage), *check_disk(recipe, run, stage)]
 
 
 def _check_host_name(recipe: Recipe) -> list[str]:
@@ -105,7 +104,7 @@ def check_memory(recipe: Recipe, stage: FinetuneSection | None = None) -> list[s
         RequestError: the device is a GPU whose memory is known, and the estimate exceeds it by more than the tolerance.
     """
     device = device_of(recipe)
-    estimated = memory(recipe, device.kind, stage=stage)
+    estimated = memory(finetuning_recipe(recipe, stage) if stage else recipe, device.kind, stage=stage)
     if estimated.peak <= device.bytes:
         return []
     message = (

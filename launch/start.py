@@ -24,8 +24,6 @@ from training.estimate.fitting import relief
 from training.estimate.memory import memory
 from training.runs import stages_of, training_run
 
-#: Commands that launchers start.
-COMMANDS = ("pretrain", "finetune")
 #: Environment variable that a SLURM job's first node sets. That node runs the checks, then starts this command on every
 #: node.
 IN_ALLOCATION = "MILLRACE_ALLOCATION"

@@ -10,6 +10,7 @@ from artefacts.errors import RequestError
 from artefacts.training_folder import (
     IDENTITY,
     LATER_IN_CHAIN,
+    TrainingRun,
     checkpoints,
     finished,
     has_weights,
@@ -71,6 +72,20 @@ def test_a_requeued_job_replaces_nothing(tmp_path, monkeypatch, name) -> None:
     monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")  # of a job array of the user, such as a sweep
     other.open("recipe", replace=True)
+
+
+def test_a_requeued_job_replaces_a_stage_of_weights_that_it_trained_again(tmp_path, monkeypatch) -> None:
+    old = begun(tmp_path, "finetune", {"weights": "first"})
+    saved(old, 2)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    changed = TrainingRun("finetune", old.folder, {"train": {"steps": 5}}, {"weights": "first"}, "sft")
+    with pytest.raises(RequestError, match="only resumes"):
+        changed.open("recipe", replace=True)
+    after = TrainingRun("finetune", old.folder, old.identity, {"weights": "second"}, "sft")
+    with pytest.raises(RequestError, match=r"run\.replace=finetune"):
+        after.open("recipe", replace=False)
+    after.open("recipe", replace=True)
+    assert after.begun() and not has_weights(after.folder)
 
 
 @pytest.mark.parametrize("how", DAMAGE)

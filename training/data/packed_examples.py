@@ -11,6 +11,7 @@ few rows as the maximum length permits.
 
 import heapq
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def packed_in_order(examples: ChatExamples, batch: int, max_length: int) -> list
 
 
 def rows_by_group(items: Sequence[Item], groups: int, capacity: int) -> list[list[list[Item]]]:
-    """Divide items into rows of at most ``capacity`` tokens, and the rows into groups with equally many rows.
+    """Divide items into rows of at most ``capacity`` tokens, and the rows into groups of about equally many rows.
 
     Args:
         items: at least as many as ``groups``, of at most ``capacity`` inputs each.
@@ -91,7 +92,7 @@ def rows_by_group(items: Sequence[Item], groups: int, capacity: int) -> list[lis
         capacity: maximum tokens per row.
 
     Returns:
-        The items in each row of each group, in the given order.
+        The items in each row of each group, in the given order. No group and no row is empty.
     """
     sizes = [item.inputs for item in items]
     order = np.argsort(-np.array(sizes), kind="stable").tolist()
@@ -99,9 +100,10 @@ def rows_by_group(items: Sequence[Item], groups: int, capacity: int) -> list[lis
     count = -(-max(1, -(-sum(sizes) // capacity)) // groups) * groups
     while (rows := _filled(order, sizes, count, capacity)) is None:
         count += groups
-    per_group = count // groups
-    ordered = [[items[place] for place in sorted(row)] for row in rows]
-    return [ordered[at : at + per_group] for at in range(0, count, per_group)]
+    # There may be more rows than items. The empty ones are last, and would leave entire groups without a token.
+    ordered = [[items[place] for place in sorted(row)] for row in rows if row]
+    bounds = [len(ordered) * group // groups for group in range(groups + 1)]
+    return [ordered[first:end] for first, end in pairwise(bounds)]
 
 
 def _filled(order: Sequence[int], sizes: Sequence[int], count: int, capacity: int) -> list[list[int]] | None:

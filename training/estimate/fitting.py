@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from configs.schema import Recipe
 from configs.schema.finetune import FinetuneSection
 from training.estimate.device import Kind, device_of
-from training.estimate.memory import memory
+from training.estimate.finetuning import finetuning_recipe
+from training.estimate.memory import Memory, memory
 
 #: A recipe counts as smaller if its peak is below this fraction of the peak that did not fit.
 _SAFE_FRACTION = 0.9
@@ -21,19 +22,30 @@ def largest_micro_batch(
     """Return the largest micro-batch per rank that needs at most ``available`` bytes, or None if not even 1 fits.
 
     Only divisors of a rank's number of samples per global batch are tried. ``mode`` replaces the recipe's activation
-    checkpointing mode. ``stage`` is as for ``memory``, here and below.
+    checkpointing mode. ``stage`` is the fine-tuning stage that must fit, or None for pretraining. The result is a value
+    for ``train.micro_batch`` in either case: a stage's micro-batch follows from it.
     """
     kind = device or device_of(recipe).kind
     share = recipe.train.global_batch // recipe.ranks
     divisors = {d for d in range(1, int(share**0.5) + 1) if share % d == 0}
     for size in sorted(divisors | {share // d for d in divisors}, reverse=True):
-        if memory(recipe, kind, size, mode, stage).peak <= available:
+        if _memory(recipe, kind, size, mode, stage).peak <= available:
             return size
     return None
 
 
+def _memory(recipe: Recipe, device: Kind, size: int, mode: str = "", stage: FinetuneSection | None = None) -> Memory:
+    """Estimate the memory of pretraining or of a stage with ``train.micro_batch`` set to ``size``."""
+    if stage is None:
+        return memory(recipe, device, size, mode)
+    return memory(finetuning_recipe(_with(recipe, micro_batch=size), stage), device, mode=mode, stage=stage)
+
+
 def advice(recipe: Recipe, available: int, device: Kind | None = None, stage: FinetuneSection | None = None) -> str:
-    """Suggest, in one line, the smallest change that makes the recipe fit into ``available`` bytes per rank."""
+    """Suggest, in one line, the smallest change that makes the recipe fit into ``available`` bytes per rank.
+
+    ``stage`` is as for ``largest_micro_batch``.
+    """
     kind = device or device_of(recipe).kind
     size = largest_micro_batch(recipe, available, kind, stage=stage)
     if size is not None:
@@ -42,7 +54,7 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None, stage: Fi
         size = largest_micro_batch(changed, available, kind, stage=stage)
         if size is not None:
             return f"set {change} train.micro_batch={size}"
-    smallest = memory(recipe, kind, 1, stage=stage)
+    smallest = _memory(recipe, kind, 1, stage=stage)
     if smallest.phases["start"] > available:
         return (
             "no setting fits: at the start every rank holds all parameters that it computes with "
@@ -50,7 +62,8 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None, stage: Fi
             "(train.expert_parallel), a smaller model, or more memory per rank (launch.device_memory)"
         )
     ranks = "1 rank" if recipe.ranks == 1 else f"{recipe.ranks:,} ranks"
-    return f"nothing fits on {ranks}: use more (launch.nodes), a shorter train.context_length or a smaller model"
+    length = recipe.stage_key(stage, "max_length") if stage else "train.context_length"
+    return f"nothing fits on {ranks}: use more (launch.nodes), a shorter {length} or a smaller model"
 
 
 def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:

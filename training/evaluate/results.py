@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from artefacts import atomic, manifest
+from artefacts import atomic, command_hints, manifest
+from artefacts.errors import RequestError
+from configs.checks.run_weights import target
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from pipeline.sources.base import Source
@@ -78,9 +80,10 @@ class Evaluation:
             checkpoints: stage -> folder of its checkpoint, in the order of training. The first stage is pretraining.
             text_bytes: size of the entire validation text in bytes.
         """
-        for stage in checkpoints:  # while the pretrained model is loaded
-            if stage != "pretrain" and not self._recipe.stage(stage).preference:
-                self._once(f"{stage}-before", partial(self._answers, stage, checkpoints["pretrain"], "before"))
+        for stage in [*checkpoints][1:]:  # while the pretrained model is loaded
+            section = self._recipe.stage(stage)
+            if not section.preference and self._recipe.start_of(section) == "pretrain":
+                self._before(stage)
         facts = {stage: self._stage(stage, checkpoint, text_bytes) for stage, checkpoint in checkpoints.items()}
         results: Facts = {
             "stages": [*checkpoints],
@@ -118,8 +121,8 @@ class Evaluation:
         facts.pop("experts")
         if self._recipe.stage(stage).preference:
             return facts | self._once(f"{stage}-pairs", lambda: self._pairs(stage, checkpoint))
-        before = self._once(f"{stage}-before", lambda: self._answers(stage, checkpoint, "before"))
         after = self._once(f"{stage}-after", lambda: self._answers(stage, checkpoint, "after"))
+        before = self._before(stage)
         answers = {"held_out_loss_before": before["loss"], "held_out_loss_after": after["loss"]}
         return facts | {"examples": after["examples"], **answers}
 
@@ -182,14 +185,29 @@ class Evaluation:
         )
         return {"examples": len(examples), "loss": measured.loss}
 
+    def _before(self, stage: str) -> Facts:
+        """Measure the loss on a stage's held-out answers with the weights that it started from."""
+        return self._once(f"{stage}-before", lambda: self._answers(stage, self._start_of(stage), "before"))
+
+    def _start_of(self, stage: str) -> Path:
+        """Return the checkpoint that a stage started from.
+
+        Raises:
+            RequestError: it was removed.
+        """
+        start = self._recipe.start_of(self._recipe.stage(stage))
+        folder = self._layout.training(start)
+        if (last := finished_checkpoint(folder)) is None:
+            raise RequestError(
+                f"{folder} is missing or not finished, so {stage} cannot be compared with its start weights: run "
+                f"`{command_hints.make(target(start))}` first"
+            )
+        return last[0]
+
     def _pairs(self, stage: str, checkpoint: Path) -> Facts:
         """Measure the preferences that a stage has learned, compared with the weights that it started from."""
-        section = self._recipe.stage(stage)
-        start = finished_checkpoint(self._layout.training(self._recipe.start_of(section)))
-        assert start is not None, "the command has checked the stages"
-        return evaluate_preferences(
-            self._recipe, self._layout, section, self._model, start[0], checkpoint, self._device
-        )
+        section, start = self._recipe.stage(stage), self._start_of(stage)
+        return evaluate_preferences(self._recipe, self._layout, section, self._model, start, checkpoint, self._device)
 
     def _baselines(self, text_bytes: int) -> Facts:
         limit, text = self._recipe.evaluate.max_tokens, self._validation_text

@@ -103,7 +103,10 @@ def _read_recipe(path: Path) -> str | None:
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
-    return _read_object(path, "evaluate")
+    """Return the contents of ``evaluation.json``, or {} if it is missing or from a version without stages."""
+    evaluation = _read_object(path, "evaluate")
+    by_stage = evaluation.get("finetune") or {}
+    return evaluation if all(isinstance(facts, dict) for facts in by_stage.values()) else {}
 
 
 def _read_checkpoint_results(path: Path, stages: list[str]) -> dict[str, list[dict[str, Any]]]:

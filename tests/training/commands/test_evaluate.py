@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,39 @@ def test_results_do_not_depend_on_the_machine(run: FinishedRun) -> None:
     assert evaluate(with_overrides(run)) == 0
     files = manifest.require(run.layout.evaluation, "evaluate").files
     assert list(files) == ["evaluation.json"]
+
+
+def test_a_stage_is_compared_with_the_weights_that_it_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run(tmp_path, GPT)
+    stages = (
+        "{name: first, learning_rate: 1e-3, max_length: 32}",
+        "{name: second, learning_rate: 1e-3, max_length: 32}",
+    )
+    recipe = with_overrides(run, f"finetune=[{', '.join(stages)}]")
+    for name in ("first", "second"):
+        shutil.copytree(run.layout.pretrain, run.layout.finetune(name))
+    measured: dict[str, Path] = {}
+
+    def answers(_: Any, stage: str, checkpoint: Path, when: str) -> dict[str, Any]:
+        measured[f"{stage} {when}"] = checkpoint
+        return {"examples": 1, "loss": 1.0}
+
+    monkeypatch.setattr(results.Evaluation, "_answers", answers)
+    monkeypatch.setattr(results.Evaluation, "_validation", lambda *_: {"experts": {}})
+    monkeypatch.setattr(results.Evaluation, "_baselines", lambda *_: {})
+    evaluation = results.Evaluation(recipe, run.layout, {}, tmp_path, tmp_path)
+    folders = {"pretrain": run.layout.pretrain, **{name: run.layout.finetune(name) for name in ("first", "second")}}
+    checkpoints = {name: folder / "checkpoints" / run.checkpoint.name for name, folder in folders.items()}
+    evaluation.run(checkpoints, 1)
+    assert measured == {
+        "first before": checkpoints["pretrain"],
+        "first after": checkpoints["first"],
+        "second before": checkpoints["first"],
+        "second after": checkpoints["second"],
+    }
+    shutil.rmtree(folders["first"])
+    (tmp_path / "second-before.json").unlink()
+    with pytest.raises(RequestError, match="second cannot be compared with its start weights: run `make finetune"):
+        evaluation.run({name: checkpoints[name] for name in ("pretrain", "second")}, 1)

@@ -101,7 +101,14 @@ def test_rows_never_exceed_the_length():
             items = [Item(ids := np.full(length + 1, place), ids, START) for place, length in enumerate(lengths)]
             rows = [row for group in rows_by_group(items, groups, 32) for row in group]
             assert sorted(int(item.ids[0]) for row in rows for item in row) == list(range(8))
-            assert max(sum(item.inputs for item in row) for row in rows) <= 32 and len(rows) % groups == 0
+            assert max(sum(item.inputs for item in row) for row in rows) <= 32
+
+
+@pytest.mark.parametrize("count", range(4, 13))
+def test_no_micro_batch_is_empty_if_every_example_fills_a_row(count):
+    groups = rows_by_group([Item(np.arange(33), np.arange(33), START)] * count, 4, 32)
+    assert [len(row) for group in groups for row in group] == [1] * count
+    assert len(groups) == 4 and max(map(len, groups)) - min(map(len, groups)) <= 1 and all(groups)
 
 
 def test_validation_has_every_example_once(examples):

@@ -12,6 +12,7 @@ from tests.support.training.families import gpt
 from tests.support.training.shapes import SHAPES, VOCAB, small
 from training.commands.estimate import finetuning_lines
 from training.estimate.finetuning import finetuning_recipe, trained_numbers
+from training.estimate.fitting import advice
 from training.estimate.memory import checkpoint_bytes, memory
 from training.estimate.parameter_shapes import parameter_shapes
 from training.models.registry import build_model
@@ -80,3 +81,20 @@ def test_a_stage_that_trains_everything_is_estimated_as_pretraining() -> None:
     same = finetuning_recipe(recipe, stage)
     assert memory(same, "cuda", stage=stage) == memory(same, "cuda")
     assert checkpoint_bytes(recipe, stage) == checkpoint_bytes(recipe)
+
+
+def test_advice_makes_a_stage_of_shorter_samples_fit() -> None:
+    sizes = ("train.context_length=1024", "train.global_batch_tokens=16384", "finetune.batch_examples=64")
+    sizes += ("train.micro_batch=16", "launch.processes=1", "model.max_position_embeddings=1024")
+    recipe = demo(*sizes)
+    (stage,) = recipe.finetune
+    peaks = {
+        size: memory(finetuning_recipe(demo(*sizes, f"train.micro_batch={size}"), stage), "cuda", stage=stage).peak
+        for size in (2, 4, 16)
+    }
+    assert peaks[2] < peaks[4] < peaks[16]
+    assert advice(recipe, int(peaks[4]), "cuda", stage) == "set train.micro_batch=4"
+    assert advice(recipe, int(peaks[4]) - 1, "cuda", stage) == "set train.micro_batch=2"
+    assert advice(recipe, int(peaks[2] / 100), "cuda", stage).endswith(
+        "a shorter finetune.max_length or a smaller model"
+    )

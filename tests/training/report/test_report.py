@@ -158,8 +158,7 @@ def test_last_line_of_a_repeated_step_counts(tmp_path):
 
 def test_incomplete_lines_are_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    torn = json.dumps(train_record(3, 3.0))[:200]
-    write_lines(path, [train_record(1, 1.0), train_record(2, 2.0)], end=torn)
+    write_lines(path, [train_record(1, 1.0), train_record(2, 2.0)], end=json.dumps(train_record(3, 3.0))[:200])
     assert [record["step"] for record in read_metrics(path)["train"]] == [1, 2]
     # The resumed run appends to the torn line: its record there is kept.
     with open(path, "a", encoding="utf-8") as stream:
@@ -215,6 +214,11 @@ def test_texts_tasks_and_checkpoints(complete, layout):
     (layout.evaluation_log / "checkpoints.json").write_text("{")
     with pytest.raises(RequestError, match=r"checkpoints\.json: damaged"):
         read_run(complete)
+
+
+def test_an_evaluation_of_an_older_version_counts_as_missing(complete, layout):
+    write_evaluation(layout, {"finetune": {"checkpoint": "step-00000040", **_ANSWERS}})
+    assert read_run(complete).evaluation == {}
 
 
 def test_page_loads_nothing(complete, layout):
