@@ -38,7 +38,8 @@ def torchrun(
             f"--nnodes={launch.nodes}",
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={launch.rendezvous}",
-            f"--rdzv-id={recipe.run.name}",
+            # A node that is early with the next stage must not join the rendezvous of the stage before it.
+            f"--rdzv-id={'-'.join([recipe.run.name, *_stage(overrides)])}",
             f"--rdzv-conf=join_timeout={launch.join_seconds}",
             *_local_address(launch.rendezvous or ""),
         ]
@@ -48,6 +49,11 @@ def torchrun(
         argv += [f"--log-dir={more[STATUS]}"]
     argv += ["-m", *worker_argv(verb, recipe_path, overrides)]
     return Plan(argv, {**worker_environment(recipe), **(more or {})}, launch.processes)
+
+
+def _stage(overrides: list[str]) -> list[str]:
+    """Return the fine-tuning stage that the workers' arguments name, if any."""
+    return [word.removeprefix("--stage=") for word in overrides if word.startswith("--stage=")]
 
 
 def _local_address(rendezvous: str) -> list[str]:
