@@ -56,7 +56,7 @@ def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
     inputs = {"tokenizer": manifest.require(layout.tokenizer, "tokenizer").fingerprint}
     if examples.template not in BUILT_IN:
         inputs["template"] = fingerprint.of_value(chat_template.source_of(examples.template))
-    identity, check = _identity(recipe, section), guard(recipe, "examples", folder)
+    identity, check = _identity(recipe, section), guard(recipe, "examples", section.name)
     with digests_of(folder) as digests:
         if examples.kind != "pydocs":
             inputs |= reading.inputs(examples, digests)
