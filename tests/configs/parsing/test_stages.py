@@ -56,14 +56,14 @@ def test_no_section_and_null_mean_no_stage(tmp_path) -> None:
         (
             STAGE,
             "finetune.name=a b",
-            "finetune.name: 'a b' is not valid: use letters, digits, '_' and '-'; examples: sft",
+            "finetune.name: 'a b' is not valid: use letters, digits, '_' and '-'",
         ),
         (STAGE, "finetune=3", "finetune is a section, not 3: set its keys, such as finetune.name"),
         ([STAGE, {**STAGE, "name": "b"}], "finetune.b=3", "b is a stage: set its keys, such as finetune.b.epochs"),
         (
             [STAGE, {**STAGE, "name": "b"}],
             "finetune.b.epoch=2",
-            "finetune.b.epoch; the nearest key is finetune.b.epochs",
+            "unknown key finetune.b.epoch; the nearest key is finetune.b.e",
         ),
     ],
 )
