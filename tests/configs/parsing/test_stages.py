@@ -52,6 +52,7 @@ def test_no_section_and_null_mean_no_stage(tmp_path) -> None:
         ([STAGE, STAGE], "run.seed=1", "finetune: two stages are called sft"),
         ([STAGE, {**STAGE, "name": "b"}], "finetune.sft.start_from=b", "finetune.sft.start_from (b) is not an earlier"),
         (STAGE, "finetune.name=pretrain", "name (pretrain) is taken"),
+        (STAGE, "finetune.name=tokens", "name (tokens) is taken"),
         (STAGE, "finetune.name=epochs", "name (epochs) is taken"),
         (
             STAGE,
