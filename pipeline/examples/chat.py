@@ -71,7 +71,8 @@ def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
             template = chat_template.load(examples.template, tokenizer)
             losses = Losses()
             gathered, counts = _gather(recipe, section, losses)
-            rows = rendered(_unrepeated(gathered, losses), template, tokenizer, section, losses)
+            learned = _with_rejected(_unrepeated(gathered, losses), examples, losses)
+            rows = rendered(learned, template, tokenizer, section, losses)
             counts |= _write(_sampled(rows, recipe.run.seed, section, losses), stage.work, recipe, section, losses)
             counts["dropped"] = dict(sorted(losses.dropped.items()))
             counts["altered"] = dict(sorted(losses.altered.items()))
@@ -110,7 +111,7 @@ def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[l
     if section.examples.kind == "pydocs":
         examples = _about_functions(recipe, normalizer.text, losses.dropped)
         counts: dict[str, Any] = {"candidates": len(examples) + sum(losses.dropped.values())}
-        return _with_rejected(examples, section.examples, losses), counts
+        return examples, counts
     bad = BadInputs(hints={**reading.HINTS, **conversations.HINTS})
     reads_pairs = _learns_preferences(section) and section.examples.rejected is None
     examples = read(section.examples, reads_pairs, normalizer.text, bad, losses)
@@ -119,7 +120,7 @@ def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[l
         raise RequestError(f"{PATH}: {path} has no records: {reading.FILES}")
     bad.check(recipe.data.max_bad_fraction, f"{PATH}: {path}")
     counts = {"candidates": bad.good, "bad_inputs": dict(bad.reasons)}
-    return _with_rejected(examples, section.examples, losses), counts
+    return examples, counts
 
 
 def _with_rejected(examples: list[Example], section: ExamplesSection, losses: Losses) -> list[Example]:
@@ -131,8 +132,8 @@ def _with_rejected(examples: list[Example], section: ExamplesSection, losses: Lo
     for example in examples:
         if example.is_text:
             losses.drop(NO_QUESTION, example)
-    conversations = [example for example in examples if not example.is_text]
-    return [with_verbose_answer(example, number) for number, example in enumerate(conversations)]
+    answered = [example for example in examples if not example.is_text]
+    return [with_verbose_answer(example, number) for number, example in enumerate(answered)]
 
 
 def read(
