@@ -24,11 +24,11 @@ from training.commands.out_of_memory import explain, ran_out
 VERBS = {
     "pretrain": "train the model on the token shards; resumes from the newest complete checkpoint",
     "finetune": "train a fine-tuning stage on chat examples or on pairs of answers; resumes in the same way",
-    "evaluate": "bits per byte compared with a bigram model and zstd -19, the loss on held-out answers and on texts of your "
-    "own, and tasks of lm-evaluation-harness",
+    "evaluate": "bits per byte compared with a bigram model and zstd -19, the loss on held-out answers and on texts of "
+    "your own, and tasks of lm-evaluation-harness",
     "generate": "complete a prompt",
-    "compare": "briefly train variants of the recipe's model that differ in one aspect, and write runs/NAME/compare; or "
-    "show the evaluations of several runs",
+    "compare": "briefly train variants of the recipe's model that differ in one aspect, and write runs/NAME/compare; "
+    "or show the evaluations of several runs",
     "export": "write the newest weights as a Hugging Face model directory, with adapters in peft's format, read them "
     "back and compare them",
     "import": "use the weights of a Hugging Face model directory as the recipe's finished pretraining",
