@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 from artefacts.errors import spelled
 from pipeline.examples.formats import FORMATS, Format
-from pipeline.examples.reading import KEY, PATH
 
 Messages = list[dict[str, str]]
 
-_FIELDS = f"make these fields text in every record of {PATH}, or remove those records"
-#: Prefix of a reason -> what to do about such records.
+_FIELDS = "make these fields text in every record of {key}.path, or remove those records"
+#: Prefix of a reason -> what to do about such records. ``{key}`` is the recipe key of the examples.
 HINTS = {
-    "without ": f"add these fields to every record of {PATH}, or map them with {KEY}.fields",
-    "of another format": f"put each format of {PATH} in files of its own",
+    "without ": "add these fields to every record of {key}.path, or map them with {key}.fields",
+    "of another format": "put each format of {key}.path in files of its own",
     "roles out of order": "begin with a system or user message, and alternate user and assistant",
     "no assistant message": "add the assistant's answers, or remove these records",
-    **dict.fromkeys(("instruction is ", "input is ", "output is ", "a message's "), _FIELDS),
+    "a message's ": _FIELDS,
+    **{f"{field} is ": _FIELDS for form in FORMATS for field in form.fields.values()},
 }
 #: The role of a message's author -> its role in a chat template.
 _ROLES = {

@@ -93,7 +93,7 @@ def _compare_source(
             before, now = published.inputs, input_fingerprints.current(recipe, open_sources(recipe), digests)
         elif "files" in published.inputs and stage and stage.examples.path:
             before = {"files": published.inputs["files"]}
-            now = reading.inputs(stage.examples, digests)
+            now = reading.inputs(stage.examples, digests, recipe.stage_key(stage, "examples"))
         else:
             return
     except RequestError as error:

@@ -5,6 +5,7 @@ import json
 import pyarrow.parquet as parquet
 import pytest
 import tokenizers
+import yaml
 
 from artefacts import manifest
 from artefacts.errors import RequestError
@@ -299,3 +300,29 @@ def test_a_ready_tokenizer_needs_another_template(tmp_path):
         ready = load_tokenizer(RunLayout.of(recipe).tokenizer)
         row = next(row for row in rows.values() if row["question"] == "Say number 3.")
         assert _learned(ready, row["labels_chosen"]) == "Number 3.<|endoftext|>"
+
+
+def test_errors_name_the_stage_if_there_are_several(root, tmp_path):
+    tree = yaml.safe_load(RECIPE.read_text())
+    tree["finetune"] = [tree["finetune"], {**tree["finetune"], "name": "more"}]
+    path = tmp_path / "stages.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "Say it.", "completion": ""}\n' * 2)
+    (tmp_path / "one.jsonl").write_text('{"prompt": "Say it.", "completion": "It."}\n')
+    for options, message in (
+        (("kind=files", "path=nowhere.jsonl"), r"^finetune\.more\.examples\.path"),
+        (("kind=files", f"path={tmp_path / 'bad.jsonl'}"), r"every record of finetune\.more\.examples\.path, or"),
+        (("kind=files", f"path={tmp_path / 'one.jsonl'}"), r"add records to finetune\.more\.examples\.path$"),
+        (
+            ("kind=files", f"path={tmp_path / 'one.jsonl'}", "template=none"),
+            r"^finetune\.more\.examples\.template: none",
+        ),
+        (
+            ("kind=files", f"path={tmp_path / 'one.jsonl'}", "format=text"),
+            r"map them with finetune\.more\.examples\.fi",
+        ),
+    ):
+        keys = [f"finetune.more.examples.{option}" for option in options]
+        recipe = load_recipe(path, [*overrides(root), *keys])
+        with pytest.raises(RequestError, match=message):
+            chat.build(recipe, recipe.stage("more"))
