@@ -193,7 +193,7 @@ class _Reader:
 
     def prompt(self) -> Messages:
         """Return the prompt: messages, or a user message that includes the record's input, if any."""
-        if isinstance(self._value("prompt"), list):
+        if self._has_messages("prompt"):
             return self.messages("prompt")
         text = self.text("prompt")
         extra = self._text(self._value("input"), self._form.fields["input"]) if self.has("input") else ""
@@ -201,9 +201,13 @@ class _Reader:
 
     def answer(self, role: str) -> Messages:
         """Return the answer in a field: messages, or one assistant message."""
-        if isinstance(self._value(role), list):
+        if self._has_messages(role):
             return self.messages(role)
         return [{"role": "assistant", "content": self.text(role)}]
+
+    def _has_messages(self, role: str) -> bool:
+        """Return whether a field holds messages instead of text, in a format where it may."""
+        return "role" in self._form.fields and isinstance(self._value(role), list)
 
     def messages(self, role: str) -> Messages:
         """Return the messages in a field.
