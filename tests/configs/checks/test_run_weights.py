@@ -34,7 +34,7 @@ def run(tmp_path):
     examples = write_artefact(layout.examples_of("sft"), {"tokenizer": tokenizer})
     pretrain = begun(layout.run, "pretrain", {"tokens": tokens, "tokenizer": tokenizer})
     ended = pretrain.finish(saved(pretrain, 4))
-    inputs = {"examples": examples, "tokenizer": tokenizer, "weights": ended.details["weights"]}
+    inputs = {"examples": examples, "tokenizer": tokenizer, "weights": ended.details["weights"], "adapter": "elsewhere"}
     finetune = begun(layout.run, "finetune", inputs)
     finetune.finish(saved(finetune, 4))
     return SimpleNamespace(layout=layout, pretrain=pretrain, finetune=finetune)
