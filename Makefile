@@ -91,7 +91,7 @@ examples: data  ## build the chat examples for fine-tuning
 pretrain: data  ## pretrain, or resume from the latest complete checkpoint
 	$(RUN) launch auto pretrain $(WITH_RECIPE)
 
-finetune: examples pretrain  ## fine-tune the pretrained weights on the chat examples
+finetune: examples pretrain  ## train the recipe's fine-tuning stages, one after another
 	$(RUN) launch auto finetune $(WITH_RECIPE)
 
 evaluate: $(SETUP)  ## measure bits per byte against baselines, loss on held-out answers, and evaluate.tasks; or ARGS="checkpoints", ARGS="attention …", ARGS="temperature"
@@ -100,7 +100,7 @@ evaluate: $(SETUP)  ## measure bits per byte against baselines, loss on held-out
 generate: $(SETUP)  ## continue PROMPT="…"; ARGS="--prompt-file FILE" reads it from a file (- for standard input), ARGS="--trace" prints token probabilities
 	$(RUN) training generate $(WITH_RECIPE) $(WITH_PROMPT)
 
-export: $(SETUP)  ## write the latest weights as a Hugging Face model directory, and verify it
+export: $(SETUP)  ## write the latest weights as a Hugging Face model directory, with adapters in peft's format, and verify it
 	$(RUN) training export $(WITH_RECIPE)
 
 # Checked before the data stages, which may take days.

@@ -25,7 +25,7 @@ _NEAR = 0.7
 #: Maximum number of keys that a message lists.
 _LISTED = 8
 #: Key -> a description of what its pattern allows.
-_RULES = {"run.name": "letters, digits, '.', '_' and '-'"}
+_RULES = {"run.name": "letters, digits, '.', '_' and '-'", "finetune.name": "letters, digits, '_' and '-'"}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -179,7 +179,10 @@ def _nearest(fault: ErrorDetails) -> str:
         if _is_family(parts, index):
             before = [name for at, name in enumerate(parts[:index]) if not _is_family(parts, at)]
             keys = FAMILIES[part].keys(".".join(before) + ".")
-    return f"; {suggested(generic, keys)}".replace(".NAME.", f".{name}." if name else ".NAME.")
+    nearest = f"; {suggested(generic, keys)}"
+    if name and generic.startswith("finetune."):
+        return nearest.replace("finetune.", f"finetune.{name}.")
+    return nearest.replace(".NAME.", f".{name}." if name else ".NAME.")
 
 
 def renamed(key: str) -> str | None:
@@ -223,8 +226,9 @@ def _explain(fault: ErrorDetails, where: str) -> str:
     if fault["type"] == "tuple_type":
         return f"{where}: {key} must be a list, such as [{fault['input']}]"
     if fault["type"] == "string_pattern_mismatch":
-        rule = f": use {_RULES[key]}" if key in _RULES else ""
-        return f"{where}: {key}: {fault['input']!r} is not valid{rule}; examples: {', '.join(look_up(key).examples)}"
+        generic, _, _, examples = look_up(key)
+        rule = f": use {_RULES[generic]}" if generic in _RULES else ""
+        return f"{where}: {key}: {fault['input']!r} is not valid{rule}; examples: {', '.join(examples)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         if not key:

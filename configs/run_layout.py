@@ -8,6 +8,8 @@ from configs.schema import Recipe
 
 #: The file in ``evaluation/`` with the results of ``evaluate``.
 EVALUATION = "evaluation.json"
+#: Prefix of the evaluation's inputs that are the examples of a fine-tuning stage, before its name.
+EXAMPLES_OF = "examples of "
 #: The file in ``evaluation-log/`` with the results of ``evaluate checkpoints``.
 CHECKPOINT_RESULTS = "checkpoints.json"
 

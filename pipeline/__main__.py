@@ -26,10 +26,8 @@ def main(arguments: Sequence[str]) -> int:
             verb.add_argument("--tasks", type=int, metavar="N", help="divide the work between N tasks")
             verb.add_argument("--task", type=int, metavar="I", help="do the work of task I (0 to N-1)")
         if name == "rejected":
-            verb.add_argument("--reason", metavar="TEXT", help="only documents whose reason contains this text")
-            verb.add_argument(
-                "--limit", type=int, default=10, metavar="N", help="show at most N documents (default: 10)"
-            )
+            verb.add_argument("--reason", metavar="TEXT", help="only those whose reason contains this text")
+            verb.add_argument("--limit", type=int, default=10, metavar="N", help="show at most N of them (default: 10)")
             verb.add_argument(
                 "--examples",
                 nargs="?",

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self._vocab_size = max(self._pieces.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self._pieces.get_added_tokens_decoder()
         self._reserved = frozenset(token for token, facts in added.items() if facts.special)
+        model = json.loads(content)["model"]
+        unknown = {model.get("unk_id"), self._pieces.token_to_id(model.get("unk_token") or "")}
+        # The model itself may know special tokens as ordinary pieces, as in Unigram and WordLevel models.
+        pieces = self._pieces.get_vocab(with_added_tokens=False).values()
+        self._spellable = self._reserved.intersection(pieces) - unknown
         self._named = _special_names(config)
         self.end_of_text_id = self._end_of_text(self._named.get("eos_token"))
         self._bytes = self._byte_ids()
@@ -112,11 +118,26 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._vocab_size
 
     def encode(self, text: str) -> list[int]:
-        return list(self._pieces.encode(writable(text), add_special_tokens=False).ids)
+        encoding = self._pieces.encode(writable(text), add_special_tokens=False)
+        return encoding.ids if self._spellable.isdisjoint(encoding.ids) else self._divided(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._pieces.encode_batch_fast([writable(text) for text in texts], add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
+        return [
+            encoding.ids if self._spellable.isdisjoint(encoding.ids) else self._divided(text)
+            for encoding, text in zip(encoded, texts, strict=True)
+        ]
+
+    def _divided(self, text: str) -> list[int]:
+        """Encode a text that spells special tokens. It is divided within each of their names."""
+        text = writable(text)
+        encoding = self._pieces.encode(text, add_special_tokens=False)
+        tokens = zip(encoding.ids, encoding.offsets, strict=True)
+        cuts = [stop - 1 for token, (start, stop) in tokens if token in self._spellable and stop - 1 > start]
+        if not cuts:
+            # Names of a single character cannot be divided, so they are left out.
+            return [token for token in encoding.ids if token not in self._spellable]
+        return [token for start, stop in pairwise([0, *cuts, len(text)]) for token in self.encode(text[start:stop])]
 
     def encode_column(self, texts: Any, end: bool = True) -> Encoded:
         return arrow_text.encode_lists(texts, self.encode_batch, self.end_of_text_id if end else None)

@@ -23,11 +23,14 @@ from training.commands.out_of_memory import explain, ran_out
 
 VERBS = {
     "pretrain": "train the model on the token shards; resumes from the newest complete checkpoint",
-    "finetune": "train the pretrained weights on chat examples; resumes in the same way",
-    "evaluate": "bits per byte compared with a bigram model and zstd -19, and the loss on held-out answers",
+    "finetune": "train a fine-tuning stage on chat examples or on pairs of answers; resumes in the same way",
+    "evaluate": "bits per byte compared with a bigram model and zstd -19, the loss on held-out answers and on texts of "
+    "your own, and tasks of lm-evaluation-harness",
     "generate": "complete a prompt",
-    "compare": "briefly train variants of the recipe's model that differ in one aspect; writes runs/NAME/compare",
-    "export": "write the newest weights as a Hugging Face model directory, read them back and compare them",
+    "compare": "briefly train variants of the recipe's model that differ in one aspect, and write runs/NAME/compare; "
+    "or show the evaluations of several runs",
+    "export": "write the newest weights as a Hugging Face model directory, with adapters in peft's format, read them "
+    "back and compare them",
     "import": "use the weights of a Hugging Face model directory as the recipe's finished pretraining",
     "report": "write one self-contained page with the run's curves and tables",
     "inspect": "print every tensor and module output with its shape, parameters and FLOPs; or compare recipes",

@@ -8,7 +8,7 @@ from artefacts.differences import first_difference
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.training_folder import CHECKPOINTS, TrainingRun, finished
-from configs.checks.run_weights import BACKBONE
+from configs.checks.run_weights import ADAPTER, BACKBONE
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from configs.schema.models.classifier import ClassifierSection
@@ -172,7 +172,7 @@ def finetune_run(recipe: Recipe, layout: RunLayout, name: str) -> TrainingRun:
         "weights": started.details["weights"],
     }
     if stage.lora and stage.lora.adapter:
-        inputs["adapter"] = _adapter_fingerprint(Path(stage.lora.adapter), recipe.stage_key(stage, "lora.adapter"))
+        inputs[ADAPTER] = _adapter_fingerprint(Path(stage.lora.adapter), recipe.stage_key(stage, "lora.adapter"))
     return TrainingRun("finetune", layout.finetune(name), identity, inputs, name)
 
 

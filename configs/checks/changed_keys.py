@@ -24,6 +24,7 @@ _WITHOUT_VALUES = {
     "start": "different weights to start from",
     "weights": "different weights to start from",
     "backbone": "different weights of the backbone",
+    "adapter": "a different adapter to start from",
     "documents": "different documents",
     "tokenizer": "a different tokenizer",
     "tokens": "different tokens",

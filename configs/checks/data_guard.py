@@ -11,29 +11,30 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 
 
-def guard(recipe: Recipe, name: str, artefact: Path | None = None) -> Callable[[str], None]:
+def guard(recipe: Recipe, name: str, stage: str | None = None) -> Callable[[str], None]:
     """Return a function that a stage calls, with its reason, before it replaces the artefact ``name``.
 
-    ``artefact`` is its folder, which defaults to the layout's folder of that name.
+    ``stage`` is the fine-tuning stage that chat examples are for. Other stages may have equal examples in folders of
+    their own, so their weights do not count.
 
     The function raises ``RequestError`` if a training run that uses the artefact is active or has weights. With
     ``run.replace``, this run's own weights do not count, because they are moved aside later. Weights of another run
     that shares the data always count.
     """
     layout = RunLayout.of(recipe)
-    replaced: Path = artefact or getattr(layout, name)
+    replaced: Path = layout.examples_of(stage) if stage else getattr(layout, name)
 
     def check(why: str) -> None:
         for run in _runs(recipe, layout):
             for folder in (run / "pretrain", *sorted(path.parent for path in run.glob(f"finetune/*/{IDENTITY}"))):
-                if not _learns_from(folder, name, replaced, layout):
+                if stage not in (None, folder.name) or not _learns_from(folder, name, replaced, layout):
                     continue
                 lock.refuse_if_held(folder, f"{folder}: a training on {replaced}, which this would replace, is run")
                 is_this_run = run.absolute() == layout.run.absolute()
-                stage = "pretrain" if folder.name == "pretrain" else "finetune"
-                may_replace = is_this_run and recipe.run.may_replace(stage) and not is_requeued()
+                verb = "pretrain" if folder.name == "pretrain" else "finetune"
+                may_replace = is_this_run and recipe.run.may_replace(verb) and not is_requeued()
                 if has_weights(folder) and not may_replace:
-                    value = "finetune" if stage == "finetune" else "true"
+                    value = "finetune" if verb == "finetune" else "true"
                     move = f"move data and weights aside (run.replace={value})"
                     fix = move if is_this_run else "keep its data (data.root=…)"
                     raise RequestError(

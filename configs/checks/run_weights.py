@@ -11,6 +11,8 @@ from configs.schema import Recipe
 
 #: Name of the run input that holds the initial weights of a classifier's backbone.
 BACKBONE = "backbone"
+#: Name of the run input that holds the adapter that fine-tuning starts from.
+ADAPTER = "adapter"
 _STAGES = {"pretrain": "pretrained", "finetune": "fine-tuned"}
 
 
@@ -62,7 +64,7 @@ def stale(layout: RunLayout, stage: str) -> str:
     reasons: list[str] = []
     recorded = read_identity(layout.training(stage))
     for name, trained in recorded.get("inputs", {}).items():
-        if name == BACKBONE:
+        if name in (BACKBONE, ADAPTER):  # not artefacts of this run
             continue
         if name == "weights":
             start = recorded["identity"]["start_from"]

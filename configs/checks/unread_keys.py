@@ -79,7 +79,7 @@ def _is_identity(recipe: Recipe, key: str) -> bool:
     """Return whether a key is part of the run's identity. Topology, logging and retention are not."""
     section, _, rest = key.partition(".")
     held: Section | None = {"train": recipe.train_section, "model": recipe.model_section}.get(section)
-    if section == "finetune":
+    if section == "finetune" and rest:
         stage = _stage_of(recipe, key)
         held, rest = recipe.stage(stage) if stage else None, rest.removeprefix(f"{stage}.")
     if held is not None:

@@ -54,7 +54,8 @@ def _stage(tree: dict[str, Any], parents: list[str], override: str) -> tuple[dic
         override: the override, for the error message.
 
     Raises:
-        RequestError: there are several stages, and the key names none of them.
+        RequestError: there are several stages, and the key names none of them; or it names a stage, not one of its
+            keys.
     """
     if not tree.get("finetune"):
         tree["finetune"] = {}
@@ -66,9 +67,11 @@ def _stage(tree: dict[str, Any], parents: list[str], override: str) -> tuple[dic
         raise RequestError(
             f"override {override}: there is no fine-tuning stage {parents[1]}, only {', '.join(trees) or 'none'}"
         )
+    key = override.partition("=")[0].removeprefix("finetune.")
+    if key in trees and key not in FinetuneSection.named_fields():
+        raise RequestError(f"override {override}: {key} is a stage: set its keys, such as finetune.{key}.epochs")
     if len(trees) == 1:
         return next(iter(trees.values())), parents[1:]
-    key = override.partition("=")[0].removeprefix("finetune.")
     raise RequestError(
         f"override {override}: the recipe has several fine-tuning stages ({', '.join(trees)}): write "
         f"finetune.{next(iter(trees), 'NAME')}.{key}=…"

@@ -14,10 +14,8 @@ from configs.schema.tracking import EarlyStoppingSection
 
 #: Default of `replay`. In the demo, it lowers what fine-tuning forgets from 13% to 2% of the pretraining loss.
 REPLAY = 0.25
-#: Names that mean something else, where a stage is selected (``generate.stage``) or as a folder.
-_OTHER_STAGES = ("pretrain", "finetune", "previous")
-
-
+#: Names with another meaning: for ``generate.stage``, as a folder, or among the inputs of an evaluation.
+_OTHER_STAGES = ("pretrain", "finetune", "previous", "tokens")
 #: Methods that learn from pairs of a chosen and a rejected answer.
 PAIRS = ("dpo",)
 

@@ -42,7 +42,7 @@ class Recipe(Section):
     @classmethod
     def _is_a_list(cls, value: Any) -> Any:
         """Accept a single stage without a list, and null for none."""
-        return () if value is None else (value,) if isinstance(value, dict) else value
+        return () if value is None else value if isinstance(value, (list, tuple)) else (value,)
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":

@@ -29,7 +29,7 @@ from pipeline.document import id_prefix
 from pipeline.examples import conversations, reading
 from pipeline.examples.conversations import Example, UnusableError
 from pipeline.examples.formats import PEEKED, description, detected, mapped_formats, wanted_fields
-from pipeline.examples.reading import KEY, PATH
+from pipeline.examples.reading import KEY
 from pipeline.examples.rendering import TOO_LONG, Losses, Row, rendered
 from pipeline.sources.bad_inputs import BadInputs
 from pipeline.sources.storage.digests import digests_of
@@ -40,8 +40,8 @@ from tokenizer.registry import load_tokenizer
 REPEATED = "the same conversation as an earlier example"
 NO_QUESTION = f"a text without a question, for which {KEY}.rejected makes no answer"
 NOT_SAMPLED = f"not sampled ({KEY}.max_examples)"
-#: Recipe key of a limit -> the reason recorded for the examples that exceed it.
-_LIMITS = {"finetune.max_length": TOO_LONG, f"{KEY}.max_examples": NOT_SAMPLED}
+#: A stage's key for a limit -> the reason recorded for the examples that exceed it.
+_LIMITS = {"max_length": TOO_LONG, "examples.max_examples": NOT_SAMPLED}
 
 
 def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
@@ -52,14 +52,14 @@ def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
             or too few examples are left.
     """
     layout, examples = RunLayout.of(recipe), section.examples
-    folder = layout.examples_of(section.name)
+    folder, key = layout.examples_of(section.name), recipe.stage_key(section, "examples")
     inputs = {"tokenizer": manifest.require(layout.tokenizer, "tokenizer").fingerprint}
     if examples.template not in BUILT_IN:
-        inputs["template"] = fingerprint.of_value(chat_template.source_of(examples.template))
-    identity, check = _identity(recipe, section), guard(recipe, "examples", folder)
+        inputs["template"] = fingerprint.of_value(chat_template.source_of(examples.template, f"{key}.template"))
+    identity, check = _identity(recipe, section), guard(recipe, "examples", section.name)
     with digests_of(folder) as digests:
         if examples.kind != "pydocs":
-            inputs |= reading.inputs(examples, digests)
+            inputs |= reading.inputs(examples, digests, key)
         elif source := _pydocs(recipe):
             identity["packages"] = source.identity()["packages"]
             inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
@@ -68,10 +68,11 @@ def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
                 return None
             repair_hints.check_sizes("tokenizer", layout.tokenizer)
             tokenizer = load_tokenizer(layout.tokenizer)
-            template = chat_template.load(examples.template, tokenizer)
+            template = chat_template.load(examples.template, tokenizer, f"{key}.template")
             losses = Losses()
             gathered, counts = _gather(recipe, section, losses)
-            rows = rendered(_unrepeated(gathered, losses), template, tokenizer, section, losses)
+            learned = _with_rejected(_unrepeated(gathered, losses), examples, losses)
+            rows = rendered(learned, template, tokenizer, section, losses)
             counts |= _write(_sampled(rows, recipe.run.seed, section, losses), stage.work, recipe, section, losses)
             counts["dropped"] = dict(sorted(losses.dropped.items()))
             counts["altered"] = dict(sorted(losses.altered.items()))
@@ -110,16 +111,17 @@ def _gather(recipe: Recipe, section: FinetuneSection, losses: Losses) -> tuple[l
     if section.examples.kind == "pydocs":
         examples = _about_functions(recipe, normalizer.text, losses.dropped)
         counts: dict[str, Any] = {"candidates": len(examples) + sum(losses.dropped.values())}
-        return _with_rejected(examples, section.examples, losses), counts
+        return examples, counts
     bad = BadInputs(hints={**reading.HINTS, **conversations.HINTS})
     reads_pairs = _learns_preferences(section) and section.examples.rejected is None
-    examples = read(section.examples, reads_pairs, normalizer.text, bad, losses)
-    path = section.examples.path
+    key = recipe.stage_key(section, "examples")
+    examples = read(section.examples, reads_pairs, normalizer.text, bad, losses, key)
+    path = f"{key}.path: {section.examples.path}"
     if not bad.good and not bad.reasons:
-        raise RequestError(f"{PATH}: {path} has no records: {reading.FILES}")
-    bad.check(recipe.data.max_bad_fraction, f"{PATH}: {path}")
+        raise RequestError(f"{path} has no records: {reading.FILES}")
+    bad.check(recipe.data.max_bad_fraction, path, key)
     counts = {"candidates": bad.good, "bad_inputs": dict(bad.reasons)}
-    return _with_rejected(examples, section.examples, losses), counts
+    return examples, counts
 
 
 def _with_rejected(examples: list[Example], section: ExamplesSection, losses: Losses) -> list[Example]:
@@ -131,12 +133,17 @@ def _with_rejected(examples: list[Example], section: ExamplesSection, losses: Lo
     for example in examples:
         if example.is_text:
             losses.drop(NO_QUESTION, example)
-    conversations = [example for example in examples if not example.is_text]
-    return [with_verbose_answer(example, number) for number, example in enumerate(conversations)]
+    answered = [example for example in examples if not example.is_text]
+    return [with_verbose_answer(example, number) for number, example in enumerate(answered)]
 
 
 def read(
-    section: ExamplesSection, preferences: bool, normalized: Callable[[str], str], bad: BadInputs, losses: Losses
+    section: ExamplesSection,
+    preferences: bool,
+    normalized: Callable[[str], str],
+    bad: BadInputs,
+    losses: Losses,
+    key: str = KEY,
 ) -> list[Example]:
     """Read all examples from files or from a repository, and print their formats.
 
@@ -146,20 +153,21 @@ def read(
         normalized: a function to apply to every text.
         bad: counts the records that can be used and, by reason, those that cannot.
         losses: keeps the records that cannot be used.
+        key: the section's key, for messages.
 
     Raises:
         RequestError: a file's records have no known format, or not the fields that the recipe names.
     """
     if preferences:
         section = section.model_copy(update={"format": "preference"})
-    formats = mapped_formats(section)
+    formats = mapped_formats(section, key)
     examples: list[Example] = []
     titles: dict[str, list[str]] = {}
-    for name, records in reading.record_files(section, wanted_fields(formats), bad):
+    for name, records in reading.record_files(section, wanted_fields(formats), bad, key):
         peeked = list(islice(records, PEEKED))
         if not peeked:
             continue
-        form = detected(name, peeked, section, formats)
+        form = detected(name, peeked, section, formats, key)
         title = description(form, peeked)
         if form.name == "preference" and not preferences:
             title += ", of which only the chosen answers are learned"
@@ -252,9 +260,9 @@ def _write(rows: list[Row], work: Path, recipe: Recipe, section: FinetuneSection
     # All parts of an example are on the same side.
     origins = {id(row.origin): row.origin for row in rows}
     if len(origins) < 2:
-        raise _too_few(len(origins), section, losses.dropped)
-    fraction = section.examples.held_out_fraction
-    of_origins, warning = split([origin.conversation for origin in origins.values()], recipe.run.seed, fraction)
+        raise _too_few(len(origins), recipe, section, losses.dropped)
+    fraction, key = section.examples.held_out_fraction, recipe.stage_key(section, "examples")
+    of_origins, warning = split([origin.conversation for origin in origins.values()], recipe.run.seed, fraction, key)
     sides = dict(zip(origins, of_origins.tolist(), strict=True))
     if warning:
         print(warning, file=sys.stderr)
@@ -271,11 +279,12 @@ def _write(rows: list[Row], work: Path, recipe: Recipe, section: FinetuneSection
     return counts
 
 
-def _too_few(left: int, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
+def _too_few(left: int, recipe: Recipe, section: FinetuneSection, dropped: Counter[str]) -> RequestError:
     """Return the error to raise for too few examples. It says why examples were dropped and what to change."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
-    hints = ["add text" if section.examples.kind == "pydocs" else f"add records to {PATH}"]
-    hints += [f"raise {key}" for key, reason in _LIMITS.items() if dropped[reason]]
+    path = recipe.stage_key(section, "examples.path")
+    hints = ["add text" if section.examples.kind == "pydocs" else f"add records to {path}"]
+    hints += [f"raise {recipe.stage_key(section, key)}" for key, reason in _LIMITS.items() if dropped[reason]]
     return RequestError(
         f"{'only one chat example is' if left else 'no chat example is'} left{why and f' (dropped: {why})'}; "
         f"fine-tuning needs at least two, one of them held out: {' or '.join(hints)}"

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 from artefacts.errors import spelled
 from pipeline.examples.formats import FORMATS, Format
-from pipeline.examples.reading import KEY, PATH
 
 Messages = list[dict[str, str]]
 
-_FIELDS = f"make these fields text in every record of {PATH}, or remove those records"
-#: Prefix of a reason -> what to do about such records.
+_FIELDS = "make these fields text in every record of {key}.path, or remove those records"
+#: Prefix of a reason -> what to do about such records. ``{key}`` is the recipe key of the examples.
 HINTS = {
-    "without ": f"add these fields to every record of {PATH}, or map them with {KEY}.fields",
-    "of another format": f"put each format of {PATH} in files of its own",
+    "without ": "add these fields to every record of {key}.path, or map them with {key}.fields",
+    "of another format": "put each format of {key}.path in files of its own",
     "roles out of order": "begin with a system or user message, and alternate user and assistant",
     "no assistant message": "add the assistant's answers, or remove these records",
-    **dict.fromkeys(("instruction is ", "input is ", "output is ", "a message's "), _FIELDS),
+    "a message's ": _FIELDS,
+    **{f"{field} is ": _FIELDS for form in FORMATS for field in form.fields.values()},
 }
 #: The role of a message's author -> its role in a chat template.
 _ROLES = {
@@ -193,7 +193,7 @@ class _Reader:
 
     def prompt(self) -> Messages:
         """Return the prompt: messages, or a user message that includes the record's input, if any."""
-        if isinstance(self._value("prompt"), list):
+        if self._has_messages("prompt"):
             return self.messages("prompt")
         text = self.text("prompt")
         extra = self._text(self._value("input"), self._form.fields["input"]) if self.has("input") else ""
@@ -201,9 +201,13 @@ class _Reader:
 
     def answer(self, role: str) -> Messages:
         """Return the answer in a field: messages, or one assistant message."""
-        if isinstance(self._value(role), list):
+        if self._has_messages(role):
             return self.messages(role)
         return [{"role": "assistant", "content": self.text(role)}]
+
+    def _has_messages(self, role: str) -> bool:
+        """Return whether a field holds messages instead of text, in a format where it may."""
+        return "role" in self._form.fields and isinstance(self._value(role), list)
 
     def messages(self, role: str) -> Messages:
         """Return the messages in a field.

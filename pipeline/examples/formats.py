@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from artefacts.errors import RequestError
 from configs.schema.examples import ExamplesSection
-from pipeline.examples.reading import KEY, PATH, Record
+from pipeline.examples.reading import Record
 
 #: Number of records from which a file's format is detected.
 PEEKED = 100
@@ -92,8 +92,10 @@ FORMATS = (
 )
 
 
-def mapped_formats(section: ExamplesSection) -> list[Format]:
-    """Return the formats that the records may have, with the field names of ``finetune.examples.fields``.
+def mapped_formats(section: ExamplesSection, key: str) -> list[Format]:
+    """Return the formats that the records may have, with the field names of ``fields``.
+
+    ``key`` is the section's key.
 
     Raises:
         RequestError: no format, or not the requested one, has all the roles of these fields.
@@ -109,8 +111,8 @@ def mapped_formats(section: ExamplesSection) -> list[Format]:
         roles = ", ".join(section.fields)
         if section.format:
             has = ", ".join(formats[0].fields)
-            raise RequestError(f"{KEY}.fields: format={section.format} has the roles {has}, but not all of {roles}")
-        raise RequestError(f"{KEY}.fields: no format has all of the roles {roles}: see docs/data.md#chat-examples")
+            raise RequestError(f"{key}.fields: format={section.format} has the roles {has}, but not all of {roles}")
+        raise RequestError(f"{key}.fields: no format has all of the roles {roles}: see docs/data.md#chat-examples")
     if names and not section.format:
         # The more general a format, the fewer fields it reads that the recipe does not name.
         usable.sort(key=lambda form: len(form.fields))
@@ -122,7 +124,9 @@ def wanted_fields(formats: Sequence[Format]) -> frozenset[str]:
     return frozenset(name for form in (*formats, *FORMATS) for name in form.fields.values())
 
 
-def detected(name: str, peeked: Sequence[Record], section: ExamplesSection, formats: Sequence[Format]) -> Format:
+def detected(
+    name: str, peeked: Sequence[Record], section: ExamplesSection, formats: Sequence[Format], key: str
+) -> Format:
     """Return the format of most of a file's first records.
 
     Args:
@@ -130,6 +134,7 @@ def detected(name: str, peeked: Sequence[Record], section: ExamplesSection, form
         peeked: the file's first records.
         section: the recipe's section.
         formats: the formats in question, from ``mapped_formats``.
+        key: the section's key.
 
     Raises:
         RequestError: the records have no known format, or not the fields that the recipe names.
@@ -141,7 +146,7 @@ def detected(name: str, peeked: Sequence[Record], section: ExamplesSection, form
     for role, field in section.field_names.items():
         if field not in known and role not in ("role", "content"):
             raise RequestError(
-                f"{KEY}.fields: {name} has no field {field!r}; its fields are: {_listed(known)}{_nearest(field, known)}"
+                f"{key}.fields: {name} has no field {field!r}; its fields are: {_listed(known)}{_nearest(field, known)}"
             )
     votes = Counter(form.name for record in records for form in formats if form is _first_match(record, formats))
     if votes:
@@ -154,12 +159,12 @@ def detected(name: str, peeked: Sequence[Record], section: ExamplesSection, form
     if section.format:
         needs = " and ".join(formats[0].required.values())
         raise RequestError(
-            f"{KEY}.format={section.format} needs {needs}, but {name} has the fields {_listed(known)}: map them with "
-            f"{KEY}.fields"
+            f"{key}.format={section.format} needs {needs}, but {name} has the fields {_listed(known)}: map them with "
+            f"{key}.fields"
         )
     raise RequestError(
-        f"{PATH}: the records in {name} have no known format; their fields are: {_listed(known)}: map them with "
-        f"{KEY}.fields, such as {{prompt: question, answer: reply}}"
+        f"{key}.path: the records in {name} have no known format; their fields are: {_listed(known)}: map them with "
+        f"{key}.fields, such as {{prompt: question, answer: reply}}"
     )
 
 

@@ -20,8 +20,8 @@ from pipeline.sources.storage import files
 from pipeline.sources.storage.digests import SourceDigests
 from pipeline.sources.storage.files import File
 
+#: Recipe key of the examples, for reasons that are recorded. With several stages, messages have the stage's key.
 KEY = "finetune.examples"
-PATH = f"{KEY}.path"
 
 _PARQUET = (".parquet", ".pq")
 _CSV = (".csv", ".tsv")
@@ -29,14 +29,14 @@ _ENDINGS = (".jsonl", ".ndjson", ".json", *_CSV, *_PARQUET)
 
 #: The supported kinds of files, for messages.
 FILES = "use JSON Lines (.jsonl, .ndjson), a JSON array (.json), CSV (.csv, .tsv) or Parquet (.parquet)"
-#: Prefix of a reason -> what to do about such inputs.
+#: Prefix of a reason -> what to do about such inputs. ``{key}`` is the recipe key of the examples.
 HINTS = {
     **signatures.HINTS,
     "the file is parquet": "rename these files so that their names end in .parquet",
-    "unreadable file": f"download these files of {PATH} again, or repair or remove them",
-    "invalid UTF-8": f"save the files of {PATH} as UTF-8",
-    "malformed ": f"check {PATH}: {FILES}",
-    "not a JSON object": f"check {PATH}: {FILES}",
+    "unreadable file": "download these files of {key}.path again, or repair or remove them",
+    "invalid UTF-8": "save the files of {key}.path as UTF-8",
+    "malformed ": f"check {{key}}.path: {FILES}",
+    "not a JSON object": f"check {{key}}.path: {FILES}",
     "a record with too ": "quote the fields that contain the delimiter",
 }
 
@@ -59,51 +59,52 @@ class RecordFile(NamedTuple):
     records: Iterator[Record]
 
 
-def inputs(section: ExamplesSection, digests: SourceDigests) -> dict[str, str]:
-    """Return the fingerprint of the files in ``finetune.examples.path``, or the commit of a repository.
+def inputs(section: ExamplesSection, digests: SourceDigests, key: str = KEY) -> dict[str, str]:
+    """Return the fingerprint of the files in ``path``, or the commit of a repository. ``key`` is the section's key.
 
     Raises:
         RequestError: there are no files, or no such repository.
     """
     if section.kind == "files":
-        return {"files": digests.of("files", _listed(section))}
+        return {"files": digests.of("files", _listed(section, key))}
     return {
         name: value if isinstance(value, str) else digests.of(name, value)
-        for name, value in _repository(section).inputs().items()
+        for name, value in _repository(section, key).inputs().items()
     }
 
 
-def record_files(section: ExamplesSection, wanted: Collection[str], bad: BadInputs) -> Iterator[RecordFile]:
+def record_files(section: ExamplesSection, wanted: Collection[str], bad: BadInputs, key: str) -> Iterator[RecordFile]:
     """Yield each file with its records, in order. Records that cannot be read are counted in ``bad``.
 
-    In Parquet files, only the ``wanted`` columns are read. The values of other columns are None.
+    In Parquet files, only the ``wanted`` columns are read. The values of other columns are None. ``key`` is the
+    section's key.
     """
     if section.kind == "hub":
-        source = _repository(section)
+        source = _repository(section, key)
         for part in source.parts(1):
             name = part.where[2]
             rows = source.records(part, bad)
             yield RecordFile(name, (Record(f"{name} row {row}", record) for row, record in rows))
         return
-    for name, file in _listed(section).items():
+    for name, file in _listed(section, key).items():
         bad.bytes += file.size
         plain = files.plain_name(name)
         if plain.endswith(_PARQUET):
             records = _parquet_records(file, wanted, bad)
         else:
-            read = _csv_records if plain.endswith(_CSV) else _json_records
-            records = files.guarded(file, partial(read, file, bad), bad)
+            read = partial(_csv_records, file, bad, key) if plain.endswith(_CSV) else partial(_json_records, file, bad)
+            records = files.guarded(file, read, bad)
         yield RecordFile(name, records)
 
 
-def _listed(section: ExamplesSection) -> dict[str, File]:
-    return files.find(str(section.path), _ENDINGS, PATH)
+def _listed(section: ExamplesSection, key: str) -> dict[str, File]:
+    return files.find(str(section.path), _ENDINGS, f"{key}.path")
 
 
-def _repository(section: ExamplesSection) -> Any:
+def _repository(section: ExamplesSection, key: str) -> Any:
     from pipeline.sources.hub import HubSource
 
-    return HubSource(str(section.path), None, section.split, section.config, section.revision, key=KEY)
+    return HubSource(str(section.path), None, section.split, section.config, section.revision, key=key)
 
 
 def _json_records(file: File, bad: BadInputs, stream: IO[bytes]) -> Iterator[Record]:
@@ -152,7 +153,7 @@ def _line_records(file: File, bad: BadInputs, stream: IO[bytes]) -> Iterator[Rec
                 bad.add("malformed line", where)
 
 
-def _csv_records(file: File, bad: BadInputs, stream: IO[bytes]) -> Iterator[Record]:
+def _csv_records(file: File, bad: BadInputs, key: str, stream: IO[bytes]) -> Iterator[Record]:
     from pipeline.sources.csv import open_records, other_delimiter, well_formed
 
     if fault := signatures.other_kind(signatures.peek(stream)):
@@ -164,8 +165,8 @@ def _csv_records(file: File, bad: BadInputs, stream: IO[bytes]) -> Iterator[Reco
         return
     if mark := other_delimiter(header):
         raise RequestError(
-            f"{PATH}: {file.name} has a single column, {header[0]!r}: is {mark!r} its delimiter? Separate the columns "
-            "of .csv files by commas and those of .tsv files by tabs"
+            f"{key}.path: {file.name} has a single column, {header[0]!r}: is {mark!r} its delimiter? Separate the "
+            "columns of .csv files by commas and those of .tsv files by tabs"
         )
     for number, fields in well_formed(rows, file, bad):
         where = f"{file.name} record {number}"

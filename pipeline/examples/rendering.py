@@ -118,8 +118,10 @@ class _Renderer:
                 self._losses.cut(example)
                 yield cut
         elif self._too_long == "split" and example.rejected is None:
-            self._losses.altered[SPLIT] += 1
-            yield from self._text_parts(row) if example.is_text else self._conversation_parts(example)
+            parts = [*(self._text_parts(row) if example.is_text else self._conversation_parts(example))]
+            if parts:
+                self._losses.altered[SPLIT] += 1
+            yield from parts
         else:
             self._losses.drop(TOO_LONG, example)
 

@@ -27,6 +27,7 @@ from artefacts.hashing import Hashes, Ints, Mask, keyed_hashes
 from configs.schema.clean import NearDuplicatesSection
 from pipeline.dedup.minhash import band_keys, sketch
 from pipeline.dedup.union_find import flatten, join
+from pipeline.examples.reading import KEY
 from pipeline.ngrams import sequences
 
 Messages = Sequence[Mapping[str, str]]
@@ -86,8 +87,11 @@ class _Answers(NamedTuple):
     examples: Ints
 
 
-def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Split:
-    """Split two or more conversations so that about ``fraction`` of them is held out."""
+def split(conversations: Sequence[Messages], seed: int, fraction: float, key: str = KEY) -> Split:
+    """Split two or more conversations so that about ``fraction`` of them is held out.
+
+    ``key`` is the recipe key of the examples, for messages.
+    """
     count = len(conversations)
     target = min(max(round(fraction * count), 1), count - 1)
     # An answer shared by more examples than fit on the held-out side is common too.
@@ -109,18 +113,18 @@ def split(conversations: Sequence[Messages], seed: int, fraction: float) -> Spli
     )
     masks = ((shared, _choose(ties, hashes, target, common)) for shared, ties in levels)
     shared, held_out = next((shared, mask) for shared, mask in masks if mask.any())
-    return Split(held_out, _warning(int(held_out.sum()), target, count, shared))
+    return Split(held_out, _warning(int(held_out.sum()), target, count, shared, key))
 
 
-def _warning(reached: int, target: int, count: int, shared: str) -> str | None:
+def _warning(reached: int, target: int, count: int, shared: str, key: str) -> str | None:
     if shared:
         return (
-            f"finetune.examples: too few of the {count:,} examples have a unique question and answer: held-out "
+            f"{key}: too few of the {count:,} examples have a unique question and answer: held-out "
             f"examples ({reached:,}) share {shared} with training examples, so their loss is too optimistic"
         )
     if 2 * reached < target:
         return (
-            f"finetune.examples: {reached:,} of {count:,} examples are held out instead of {target:,} "
+            f"{key}: {reached:,} of {count:,} examples are held out instead of {target:,} "
             "(held_out_fraction), because examples with nearly the same question or the same answer are on the same "
             "side"
         )

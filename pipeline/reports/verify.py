@@ -18,7 +18,7 @@ from artefacts.training_folder import (
 )
 from configs.checks import run_weights
 from configs.identities import documents_identity
-from configs.run_layout import RunLayout
+from configs.run_layout import EXAMPLES_OF, RunLayout
 from configs.schema import Recipe
 
 #: Artefact -> the artefacts that it is built from. Their fingerprints must match the inputs in its manifest.
@@ -48,7 +48,8 @@ def verify(recipe: Recipe, recipe_path: str) -> tuple[list[str], list[str]]:
     stages = [stage for stage in ("pretrain", *layout.finetuned()) if layout.training(stage).exists()]
     if recipe.task == "language_modeling" and layout.examples.exists():
         # A folder per fine-tuning stage.
-        existing["examples"] = [path for path in sorted(layout.examples.glob("[!.]*")) if path.name != "previous"]
+        stage_folders = (path for path in sorted(layout.examples.glob("[!.]*")) if path.is_dir())
+        existing["examples"] = [path for path in stage_folders if path.name != "previous"]
     if not any(existing.values()) and not stages:
         raise RequestError(f"{layout.data} has no artefact: run `{command_hints.make('data', recipe_path)}` first")
     intact: list[str] = []
@@ -92,7 +93,7 @@ def _compare_source(
             before, now = published.inputs, input_fingerprints.current(recipe, open_sources(recipe), digests)
         elif "files" in published.inputs and stage and stage.examples.path:
             before = {"files": published.inputs["files"]}
-            now = reading.inputs(stage.examples, digests)
+            now = reading.inputs(stage.examples, digests, recipe.stage_key(stage, "examples"))
         else:
             return
     except RequestError as error:
@@ -194,12 +195,17 @@ def _strangers(name: str, folder: Path, folders: dict[str, Path]) -> list[str]:
     """Return a line for each input artefact that has changed on disk since this artefact was built."""
     published = manifest.read(folder)
     assert published is not None
+    others = {other: folders[other] for other in _INPUTS[name] if other in published.inputs}
+    for key in published.inputs:
+        if key.startswith(EXAMPLES_OF):
+            others[key] = folders["examples"] / key.removeprefix(EXAMPLES_OF)
     lines = []
-    for other in _INPUTS[name]:
+    for other, path in others.items():
         try:
-            now = manifest.read(folders[other])
+            now = manifest.read(path)
         except RequestError:
             continue
-        if other in published.inputs and now is not None and published.inputs[other] != now.fingerprint:
-            lines.append(f"{folder}: built from a different {other} artefact than {folders[other]}")
+        if now is not None and published.inputs[other] != now.fingerprint:
+            what = "examples" if other.startswith(EXAMPLES_OF) else other
+            lines.append(f"{folder}: built from a different {what} artefact than {path}")
     return lines

@@ -166,6 +166,17 @@ def test_verify_checks_checkpoints_and_the_evaluation(tmp_path):
     assert "repair: `make pretrain RECIPE=r.yaml`, which restores it" in verify(recipe, "r.yaml")[1][1]
 
 
+def test_verify_notices_an_evaluation_on_other_examples(tmp_path):
+    recipe = of_jsonl(tmp_path, tmp_path / "a.jsonl")
+    layout = RunLayout.of(recipe)
+    for folder, inputs in ((layout.examples_of("sft"), {}), (layout.evaluation, {"examples of sft": "others"})):
+        folder.mkdir(parents=True)
+        manifest.write(folder, manifest.Manifest("thing", {}, inputs, {}, {}, {}, {}))
+    (layout.examples / "stray.parquet").write_text("not a stage's folder")
+    (fault,) = verify(recipe, "r.yaml")[1]
+    assert f"built from a different examples artefact than {layout.examples / 'sft'}" in fault
+
+
 def test_verify_notices_shards_of_another_tokenizer(finished, source, tmp_path):
     root = tmp_path / "run"
     subprocess.run(["cp", "-r", finished, root], check=True)

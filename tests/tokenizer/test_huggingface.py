@@ -18,6 +18,7 @@ from tests.support.pipeline.corpora import RECIPE, of_jsonl, overrides, texts, w
 from tests.support.tokenizers import publish_documents
 from tokenizer import chat_template, pretrained
 from tokenizer import pretrained as ready_module
+from tokenizer.huggingface import HuggingFaceTokenizer
 from tokenizer.registry import load_tokenizer
 from tokenizer.train import outcome, train
 
@@ -81,6 +82,24 @@ def test_loses_nothing_and_a_column_equals_one_by_one(loaded, documents):
 def test_text_cannot_spell_a_special_token(loaded):
     ids = loaded.encode("x <|endoftext|> y")
     assert loaded.end_of_text_id not in ids and loaded.decode(ids) == "x <|endoftext|> y"
+
+
+@pytest.mark.parametrize("kind", ["unigram", "words"])
+def test_text_cannot_spell_a_special_token_that_the_model_knows(kind):
+    models, known = tokenizers.models, ["<unk>", "</s>", "#", *"abs</>"]
+    if kind == "unigram":
+        model = models.Unigram([(piece, -float(number)) for number, piece in enumerate(known)], 0, False)
+    else:
+        model = models.WordLevel({piece: number for number, piece in enumerate(known)}, "<unk>")
+    pieces = tokenizers.Tokenizer(model)
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    pieces.add_special_tokens(known[:3])
+    tokenizer = HuggingFaceTokenizer(pieces.to_str(), '{"eos_token": "</s>"}')
+    text = "a </s></s> # b"
+    assert tokenizer.end_of_text_id == 1 and tokenizer.decode([1], show_special=True) == "</s>"
+    ids = tokenizer.encode(text)
+    assert not {1, 2} & {*ids} and ids[0] == 3 and ids[-1] == 4 and len(ids) > 2
+    assert tokenizer.encode_batch([text, "a b"]) == [ids, [3, 4]]
 
 
 def test_special_tokens_are_dropped_or_shown(loaded):

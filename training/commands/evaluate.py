@@ -10,7 +10,7 @@ from artefacts.stage import open_stage
 from artefacts.training_folder import has_weights
 from configs import command
 from configs.checks import run_weights
-from configs.run_layout import EVALUATION, RunLayout
+from configs.run_layout import EVALUATION, EXAMPLES_OF, RunLayout
 from configs.schema import Recipe
 from training.evaluate import task_files
 from training.evaluate.battery.build import VERSION
@@ -32,7 +32,7 @@ def evaluate(recipe: Recipe) -> int:
     stages |= {} if recipe.generate.stage == "pretrain" else _finetuned(recipe, layout)
     inputs = {"tokens": tokens.fingerprint, **{name: weights for name, (_, weights) in stages.items()}}
     for name in [*stages][1:]:
-        inputs[f"examples of {name}"] = manifest.require(layout.examples_of(name), "examples").fingerprint
+        inputs[f"{EXAMPLES_OF}{name}"] = manifest.require(layout.examples_of(name), "examples").fingerprint
     identity = {**results_identity(recipe), "generate": recipe.generate.identity()}
     sources = open_texts(recipe)
     inputs |= fingerprints(sources, layout.evaluation) | task_files.check(recipe.evaluate)

@@ -1,5 +1,6 @@
 """Commands describe the weights that they read, and data on which weights were trained are protected."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +34,7 @@ def run(tmp_path):
     examples = write_artefact(layout.examples_of("sft"), {"tokenizer": tokenizer})
     pretrain = begun(layout.run, "pretrain", {"tokens": tokens, "tokenizer": tokenizer})
     ended = pretrain.finish(saved(pretrain, 4))
-    inputs = {"examples": examples, "tokenizer": tokenizer, "weights": ended.details["weights"]}
+    inputs = {"examples": examples, "tokenizer": tokenizer, "weights": ended.details["weights"], "adapter": "elsewhere"}
     finetune = begun(layout.run, "finetune", inputs)
     finetune.finish(saved(finetune, 4))
     return SimpleNamespace(layout=layout, pretrain=pretrain, finetune=finetune)
@@ -112,8 +113,17 @@ def test_data_that_weights_were_trained_on_is_not_replaced_by_default(run, name)
     assert (folder / "file").read_text() == "two"
 
 
+def test_examples_of_a_stage_may_change_although_another_stage_has_the_same(run) -> None:
+    recipe = load_recipe("configs/demo.yaml", [f"run.root={run.layout.run.parent}", f"run.name={run.layout.run.name}"])
+    same = run.layout.examples_of("other")
+    shutil.copytree(run.layout.examples_of("sft"), same)
+    _rebuild(recipe, "examples", same)
+    assert (same / "file").read_text() == "two"
+
+
 def _rebuild(recipe, name, folder) -> None:
-    with open_stage(name, folder, {"n": "two"}, {}, check_replacing=data_guard.guard(recipe, name, folder)) as stage:
+    check = data_guard.guard(recipe, name, folder.name if name == "examples" else None)
+    with open_stage(name, folder, {"n": "two"}, {}, check_replacing=check) as stage:
         (stage.work / "file").write_text("two")
         stage.publish({}, {})
 

@@ -44,6 +44,7 @@ def check(tmp_path, monkeypatch):
         ("pretrain", "data.clean.min_chars=10", "leave it out, or run `make data"),
         ("export", "train.steps=78", "export does not read train.steps, which was 77 in "),
         ("report", "train.steps=78", "report does not read train.steps"),
+        ("generate", "finetune=null", "generate does not read finetune: leave it out"),
         ("generate", "evaluate.batch=3", "generate does not read evaluate.batch: leave it out"),
         ("stats", "generate.temperature=1", "stats does not read generate.temperature"),
         ("run", "evaluate.batch=3", "run does not read evaluate.batch"),

@@ -52,7 +52,20 @@ def test_no_section_and_null_mean_no_stage(tmp_path) -> None:
         ([STAGE, STAGE], "run.seed=1", "finetune: two stages are called sft"),
         ([STAGE, {**STAGE, "name": "b"}], "finetune.sft.start_from=b", "finetune.sft.start_from (b) is not an earlier"),
         (STAGE, "finetune.name=pretrain", "name (pretrain) is taken"),
+        (STAGE, "finetune.name=tokens", "name (tokens) is taken"),
         (STAGE, "finetune.name=epochs", "name (epochs) is taken"),
+        (
+            STAGE,
+            "finetune.name=a b",
+            "finetune.name: 'a b' is not valid: use letters, digits, '_' and '-'",
+        ),
+        (STAGE, "finetune=3", "finetune is a section, not 3: set its keys, such as finetune.name"),
+        ([STAGE, {**STAGE, "name": "b"}], "finetune.b=3", "b is a stage: set its keys, such as finetune.b.epochs"),
+        (
+            [STAGE, {**STAGE, "name": "b"}],
+            "finetune.b.epoch=2",
+            "unknown key finetune.b.epoch; the nearest key is finetune.b.e",
+        ),
     ],
 )
 def test_wrong_stages_are_explained(tmp_path, stages, override, message) -> None:

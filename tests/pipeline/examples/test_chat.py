@@ -260,6 +260,8 @@ def test_null_counts_as_a_missing_field(tmp_path):
         ({"instruction": None, "output": "x"}, "instruction is null"),
         ({"instruction": "x", "output": None}, "output is null"),
         ({"instruction": "x", "output": 7}, "output is a number, not text"),
+        ({"instruction": "x", "output": [{"text": "y"}]}, "output is a list, not text"),
+        ({"question": [{"text": "x"}], "answer": "y"}, "question is a list, not text"),
         ({"instruction": "x", "input": ["y"], "output": "z"}, "input is a list, not text"),
         ({"messages": [{"role": "user", "content": None}]}, "a message's content is null"),
         ({"messages": [{"role": "user"}]}, "a message's content is missing"),

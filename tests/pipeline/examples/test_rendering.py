@@ -5,6 +5,7 @@ import json
 import pyarrow.parquet as parquet
 import pytest
 import tokenizers
+import yaml
 
 from artefacts import manifest
 from artefacts.errors import RequestError
@@ -81,7 +82,7 @@ def test_long_answers(root, tokenizer, too_long):
         (cut,) = [row for row in rows.values() if row["question"] == "Count."]
         assert len(cut["ids"]) == 48 and _learned(tokenizer, cut["labels"]).startswith("0 1 2 3")
     else:
-        assert len(rows) == 8 and published.counts["dropped"] == {reason: 1}
+        assert len(rows) == 8 and published.counts["dropped"] == {reason: 1} and published.counts["altered"] == {}
 
 
 def test_nothing_to_learn_is_left_of_a_long_question(root):
@@ -225,10 +226,10 @@ def test_long_preferences_are_dropped_or_cut(root):
 
 def test_rejected_answers_from_single_answers(root):
     records = [{"instruction": f"Say number {n}.", "output": f"Number {n}."} for n in range(40)]
-    records.append({"text": "No question."})
+    records += [{"text": "No question."}, records[0]]
     more = ("finetune.method=dpo", "finetune.examples.rejected=verbose", "data.max_bad_fraction=0.5")
-    _, rows, _, _ = _build(root, records, *more)
-    assert len(rows) == 40
+    published, rows, _, _ = _build(root, records, *more)
+    assert len(rows) == 40 and published.counts["dropped"] == {chat.REPEATED: 1}
     for row in rows.values():
         before, _, after = row["rejected"].partition(row["chosen"])
         assert row["chosen"] in row["rejected"] and before.endswith((": ", ". ")) and (not after or after[0] == " ")
@@ -246,7 +247,7 @@ def test_rejected_answers_from_single_answers(root):
             r"format=preference needs chosen and rejected, but records\d+.jsonl has the fields prompt",
         ),
         (_pairs(), ("finetune.examples.format=text",), r"examples.format \(text\): method=dpo learns preferences"),
-        (_pairs(), ("finetune.packing=true",), r"packing \(True\) is not read with method=dpo"),
+        (_pairs(), ("finetune.packing=true",), r"packing \(true\) is for single answers"),
         (_pairs(), ("finetune.examples.kind=pydocs", "finetune.examples.path=null"), r"\(pydocs\) has no preferences"),
         (_pairs(), ("finetune.examples.loss_on=all",), r"examples.loss_on \(all\): method=dpo learns answers"),
     ],
@@ -261,7 +262,7 @@ def test_rejected_examples_are_shown(root, capsys):
     options = _options(root, records, "finetune.max_length=48")
     recipe = load_recipe(RECIPE, options)
     assert main(["examples", "--recipe", str(RECIPE), *options]) == 0
-    assert "8 training examples, " not in capsys.readouterr().out
+    assert "2 dropped (1 longer than finetune.max_length, 1 the same conversation" in capsys.readouterr().out
     where = [option for option in options if option.startswith(("run.", "finetune.name"))]
     assert main(["rejected", "--examples", "--recipe", str(RECIPE), *where]) == 0
     shown = capsys.readouterr().out
@@ -299,3 +300,29 @@ def test_a_ready_tokenizer_needs_another_template(tmp_path):
         ready = load_tokenizer(RunLayout.of(recipe).tokenizer)
         row = next(row for row in rows.values() if row["question"] == "Say number 3.")
         assert _learned(ready, row["labels_chosen"]) == "Number 3.<|endoftext|>"
+
+
+def test_errors_name_the_stage_if_there_are_several(root, tmp_path):
+    tree = yaml.safe_load(RECIPE.read_text())
+    tree["finetune"] = [tree["finetune"], {**tree["finetune"], "name": "more"}]
+    path = tmp_path / "stages.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "Say it.", "completion": ""}\n' * 2)
+    (tmp_path / "one.jsonl").write_text('{"prompt": "Say it.", "completion": "It."}\n')
+    for options, message in (
+        (("kind=files", "path=nowhere.jsonl"), r"^finetune\.more\.examples\.path"),
+        (("kind=files", f"path={tmp_path / 'bad.jsonl'}"), r"every record of finetune\.more\.examples\.path, or"),
+        (("kind=files", f"path={tmp_path / 'one.jsonl'}"), r"add records to finetune\.more\.examples\.path$"),
+        (
+            ("kind=files", f"path={tmp_path / 'one.jsonl'}", "template=none"),
+            r"^finetune\.more\.examples\.template: none",
+        ),
+        (
+            ("kind=files", f"path={tmp_path / 'one.jsonl'}", "format=text"),
+            r"map them with finetune\.more\.examples\.fi",
+        ),
+    ):
+        keys = [f"finetune.more.examples.{option}" for option in options]
+        recipe = load_recipe(path, [*overrides(root), *keys])
+        with pytest.raises(RequestError, match=message):
+            chat.build(recipe, recipe.stage("more"))
