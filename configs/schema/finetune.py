@@ -171,6 +171,10 @@ class FinetuneSection(Section):
             raise ValueError(f"replay ({self.replay:g}) needs packing=true, which packs text next to examples")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that define the stage. A default that is written out makes no difference."""
+        return {**super().identity(), "packing": self.packs, "replay": self.replayed}
+
     @property
     def replayed(self) -> float:
         """Approximate fraction of a step's tokens that are pretraining text."""

@@ -127,7 +127,9 @@ def _row_per_token(x_MD: torch.Tensor, _routing: Any) -> torch.Tensor:
     return torch.empty_like(x_MD)
 
 
-def _logits(head: OutputHead, hidden: torch.Tensor, _labels: torch.Tensor | None = None) -> torch.Tensor:
+def _logits(
+    head: OutputHead, hidden: torch.Tensor, _labels: torch.Tensor | None = None, _per_token: bool = False
+) -> torch.Tensor:
     return OutputHead.forward(head, hidden)
 
 

@@ -155,8 +155,9 @@ class DeepseekForCausalLM(CausalLM):
         input_ids_BT: torch.Tensor,
         targets: Sequence[torch.Tensor] | None = None,
         starts: torch.Tensor | None = None,
-        per_token: bool = False,
         balance: Sequence[str] = (),
+        *,
+        per_token: bool = False,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Map token ids [B, T] to logits [B, T, V] in the model's dtype or, given ``targets``, to the summed losses.
 

@@ -78,7 +78,8 @@ def test_every_language_model_completes_prompts(tmp_path: Path, model: dict[str,
     """As the decoder with a cache does, up to the end of the context, also if the prompts differ in length."""
     recipe = tiny_recipe(tmp_path, model, f"train.samples={{prompts: {list(PROMPTS)}, max_new_tokens: 60}}")
     tokenizer_folder = tmp_path / "tiny" / "tokenizer"
-    sampler, tokenizer = prompt_sampler(recipe, tokenizer_folder, chat=False), load_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    sampler = prompt_sampler(recipe, tokenizer)
     assert sampler is not None
     network = tiny_model(recipe)
     completions = sampler.complete(network, Ranks(0, 1, 0, torch.device("cpu")))
