@@ -29,6 +29,7 @@ from training.export.adapter import adapter_loader
 from training.export.weights import load_weights
 from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
+from training.model_loading import chat_template_of
 from training.models.registry import build_model
 from training.optim.trained_part import TrainedPart
 from training.preference.objective import PreferenceObjective
@@ -61,17 +62,14 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     source = manifest.require(folder, "examples").details["template"]["source"]
     template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
     trained = replace(TrainedPart.of(section), load=adapter_loader(recipe.model, section.lora))
-    notice = trained.check(lambda: build_model(recipe.model, recipe.vocab_size))
+    notices = [trained.check(lambda: build_model(recipe.model, recipe.vocab_size))]
     train = _train_section(recipe, section, len(examples))
-    data: Data = ExampleData(examples, section.batch_examples, recipe.run.seed)
-    micro_batch = recipe.micro_batch_of(section)
-    if section.packs:
-        replay = _replay(recipe, layout, section, examples)
-        data = PackedExampleData(examples, section.batch_examples, section.max_length, recipe.run.seed, replay)
-        micro_batch = recipe.micro_batch_of(section, data.tokens_per_example(train.steps))
+    data, micro_batch = _data(recipe, layout, section, examples, train.steps)
     start = finished_checkpoint(layout.training(recipe.start_of(section)))
     assert start is not None, "finetune_run refuses to start from a stage that is not finished"
     weights = start[0]
+    if recipe.start_of(section) != "pretrain" and chat_template_of(weights, tokenizer).source != source:
+        notices.append(f"the chat template differs from the one that {weights} was trained with")
     windows = validation_windows(recipe, layout, mark_samples=train.mask_documents)
     # As many tokens as the held-out examples have, so that measuring both costs about the same.
     count = max(_LEAST_WINDOWS, -(-held_out.tokens // windows.context_length))
@@ -89,7 +87,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         keep_best=section.keep_best,
         sampler=prompt_sampler(recipe, tokenizer, template),
         trained=trained,
-        notice=notice,
+        notice="; ".join(filter(None, notices)),
     )
     if section.preference:
         objective = PreferenceObjective(recipe.model, train, section.preference)
@@ -97,6 +95,16 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         reference = Reference(run.folder, reference_inputs(run), splits, objective, micro_batch)
         job = replace(job, objective=objective, preparation=reference)
     return run_job(recipe, job, stop)
+
+
+def _data(recipe: Recipe, layout: RunLayout, section: FinetuneSection, examples: Any, steps: int) -> tuple[Data, int]:
+    """Return the micro-batches of every step, and the number of examples in a micro-batch."""
+    if not section.packs:
+        data = ExampleData(examples, section.batch_examples, recipe.run.seed)
+        return data, recipe.micro_batch_of(section)
+    replay = _replay(recipe, layout, section, examples)
+    packed = PackedExampleData(examples, section.batch_examples, section.max_length, recipe.run.seed, replay)
+    return packed, recipe.micro_batch_of(section, packed.tokens_per_example(steps))
 
 
 def _replay(recipe: Recipe, layout: RunLayout, section: FinetuneSection, examples: ChatExamples) -> Replay | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 
 from artefacts.errors import RequestError
 from training.models.causal_lm import CausalLM
@@ -183,8 +184,7 @@ def _scores(model: CausalLM, hidden_MD: torch.Tensor, continuations: Sequence[Se
     rows = max(1, _MOST_LOGITS // int(model.model.embed_tokens.num_embeddings))
     for hidden, targets in zip(hidden_MD.split(rows), targets_M.split(rows), strict=True):
         logits_MV = model.lm_head(hidden).float()
-        target_M1 = logits_MV.gather(1, targets[:, None])
-        log_probabilities.append(target_M1[:, 0] - logits_MV.logsumexp(1))
+        log_probabilities.append(-F.cross_entropy(logits_MV, targets, reduction="none"))
         greedy.append(logits_MV.argmax(1) == targets)
     lengths = [len(one) for one in continuations]
     sums = [float(part.double().sum()) for part in torch.cat(log_probabilities).cpu().split(lengths)]

@@ -196,31 +196,6 @@ def test_every_part_is_on_the_page(complete, layout):
     assert (layout.run / "report-loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_texts_tasks_and_checkpoints(complete, layout):
-    text = {"bytes": 4321, "bits_per_byte": 3.456, "perplexity": 78.9}
-    score = {"examples": 20, "shots": 0, "metrics": {"acc": {"value": 0.625, "stderr": 0.125}}}
-    facts = {"checkpoint": "step-00000040", "loss": 2.9, "tokens": 1000, "bytes": 3000, "bits_per_byte": 1.951}
-    facts |= {"texts": {"my book": text}, "tasks": {"my task": score}}
-    write_evaluation(layout, {"stages": ["pretrain"], "pretrain": facts})
-    rows = [{**facts, "step": step, "loss": loss} for step, loss in ((40, 2.9), (20, 3.875))]
-    content = json.dumps({"stages": {"pretrain": {"run": "", "checkpoints": rows}, "gone": {"checkpoints": []}}})
-    layout.evaluation_log.mkdir()
-    (layout.evaluation_log / "checkpoints.json").write_text(content)
-    report(complete)
-    page = Page(layout.report.read_text(encoding="utf-8"))
-    for words in ("my book, pretrain", "4,321", "3.456", "my task acc", "0.625 ± 0.125", "3.875"):
-        assert words in page.text, words
-    assert page.text.index("3.875") < page.text.rindex("2.900")  # in the order of steps
-    (layout.evaluation_log / "checkpoints.json").write_text("{")
-    with pytest.raises(RequestError, match=r"checkpoints\.json: damaged"):
-        read_run(complete)
-
-
-def test_an_evaluation_of_an_older_version_counts_as_missing(complete, layout):
-    write_evaluation(layout, {"finetune": {"checkpoint": "step-00000040", **_ANSWERS}})
-    assert read_run(complete).evaluation == {}
-
-
 def test_page_loads_nothing(complete, layout):
     report(complete)
     text = layout.report.read_text(encoding="utf-8")
