@@ -209,7 +209,7 @@ def _build_model(start: _Start) -> Any:
     if start.needs_weights:
         experts = recipe.model.backbone_section.expert_count
         job.init_weights(model, local_experts(ranks.rank, experts, recipe.expert_parallel))
-    job.trained.prepare(model, recipe.run.seed, new=start.resumption is None)
+    job.trained.prepare(model, recipe.run.seed, new=start.needs_weights)
     model.set_activation_checkpointing(job.train.activation_checkpointing)
     if recipe.model.compile:
         model.compile_regions()

@@ -55,7 +55,7 @@ def rewards_figure(metrics: Metrics) -> Figure:
     _plot(accuracy, train, held_out, ACCURACY, COLORS[3], None)
     rewards.set(xlabel="step", title="Implicit reward")
     rewards.legend(loc="best")
-    accuracy.set(xlabel="step", title="Pairs whose chosen answer has the higher reward", ylim=(-0.02, 1.02))
+    accuracy.set(xlabel="step", title="Pairs with a margin above 0", ylim=(-0.02, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (rewards, accuracy):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -42,11 +42,11 @@ class RunFiles:
     pretrain_metrics: Metrics
     finetune_metrics: dict[str, Metrics]
     evaluation: dict[str, Any]
-    training_samples: dict[str, list[dict[str, Any]]]
     recipe: str
     trained_on: str = "tokens"
     examples: dict[str, Manifest] = field(default_factory=dict)
     checkpoint_results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    training_samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def counts(self, artefact: str) -> dict[str, Any]:
         """Return the counts of a data artefact, or an empty dict if it does not exist."""

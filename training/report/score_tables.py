@@ -20,8 +20,8 @@ def results_lines(results: Results) -> list[str]:
     width = max(len(name) for name in [*stages, *results["baselines"]])
     lines = [f"validation   {pretrain['tokens']:,} tokens, {pretrain['bytes']:,} bytes"]
     for name, facts in stages.items():
-        change = facts["loss"] / pretrain["loss"] - 1
-        lines.append(f"  {name:<{width}} {_loss(facts)}{f' ({change:+.1%} of the loss)' if name != 'pretrain' else ''}")
+        change = facts["loss"] / pretrain["loss"] - 1 if name != "pretrain" else None
+        lines.append(f"  {name:<{width}} {_loss(facts, change)}")
     lines += [
         f"  {name:<{width}} {row['bits_per_byte']:.3f} bits per byte" for name, row in results["baselines"].items()
     ]
@@ -118,9 +118,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _loss(facts: Mapping[str, Any]) -> str:
+def _loss(facts: Mapping[str, Any], change: float | None = None) -> str:
+    """Return the loss on a text. ``change`` is how much it differs from the pretrained model's, as a fraction."""
+    changed = "" if change is None else f" ({change:+.1%})"
     return (
-        f"{facts['bits_per_byte']:.3f} bits per byte, loss {facts['loss']:.3f} nats per token, "
+        f"{facts['bits_per_byte']:.3f} bits per byte, loss {facts['loss']:.3f} nats per token{changed}, "
         f"perplexity {_number(facts['perplexity'])}"
     )
 

@@ -14,6 +14,7 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tests.support.training.shapes import small
 from tests.support.training.tiny_run import tiny_model, tiny_recipe
+from tokenizer.chat_template import BUILT_IN
 from tokenizer.special_tokens import ASSISTANT_ID, BEGIN_ID, END_OF_TURN_ID, IGNORED, USER_ID
 from training.checkpoint.save import RunIdentity
 from training.checkpoint.write_full import write_full
@@ -21,12 +22,11 @@ from training.runs import pretrain_run
 
 MODEL: dict[str, Any] = small(hidden_size=16, num_attention_heads=2, n_routed_experts=4).model_dump()
 #: 3 steps of 4 pairs; a stage of 1, 2 or 4 ranks.
-STAGE = ["finetune.method=dpo", "finetune.learning_rate=0.01", "finetune.max_length=16", "finetune.batch_examples=4"]
+STAGE = ["finetune.method=dpo", "finetune.examples.kind=files", "finetune.examples.path=pairs.jsonl"]
+STAGE += ["finetune.learning_rate=0.01", "finetune.max_length=16", "finetune.batch_examples=4"]
 PAIRS, HELD_OUT = 12, 5
 
 Pair = tuple[list[int], list[int], list[int]]
-#: The ids and labels of a conversation.
-Rendered = tuple[list[int], list[int]]
 
 
 def random_pairs(count: int, seed: int, vocab_size: int = 60) -> list[Pair]:
@@ -43,7 +43,7 @@ def random_pairs(count: int, seed: int, vocab_size: int = 60) -> list[Pair]:
     return pairs
 
 
-def rendered(prompt: list[int], answer: list[int]) -> Rendered:
+def rendered(prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
     """The ids and labels of a conversation with one answer."""
     head = [BEGIN_ID, USER_ID, *prompt, END_OF_TURN_ID, ASSISTANT_ID]
     tail = [*answer, END_OF_TURN_ID]
@@ -51,21 +51,17 @@ def rendered(prompt: list[int], answer: list[int]) -> Rendered:
 
 
 def write_pairs(folder: Path, split: str, pairs: list[Pair]) -> None:
-    """Write pairs as the examples stage does."""
-    write_rendered(folder, split, [(rendered(prompt, one), rendered(prompt, other)) for prompt, one, other in pairs])
-
-
-def write_rendered(folder: Path, split: str, pairs: list[tuple[Rendered, Rendered]]) -> None:
-    """Write ``SPLIT-00000.parquet`` with the ids and labels of the chosen and the rejected answers."""
+    """Write ``SPLIT-00000.parquet`` as the examples stage does."""
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[Any]] = {}
-    for answers in pairs:
-        for side, (ids, labels) in zip(("chosen", "rejected"), answers, strict=True):
+    for prompt, *answers in pairs:
+        for side, answer in zip(("chosen", "rejected"), answers, strict=True):
+            ids, labels = rendered(prompt, answer)
             columns.setdefault(f"ids_{side}", []).append(ids)
             columns.setdefault(f"labels_{side}", []).append(labels)
-            columns.setdefault(side, []).append(f"answer of {len(ids)} tokens")
-        for name in ("source", "question"):
-            columns.setdefault(name, []).append(name)
+            columns.setdefault(side, []).append(str(answer))
+        columns.setdefault("source", []).append("pairs")
+        columns.setdefault("question", []).append(str(prompt))
     lists = pyarrow.list_(pyarrow.int32())
     arrays = {
         name: pyarrow.array(values, lists if isinstance(values[0], list) else pyarrow.string())
@@ -76,8 +72,8 @@ def write_rendered(folder: Path, split: str, pairs: list[tuple[Rendered, Rendere
 
 def publish_examples(folder: Path, tokenizer: str) -> None:
     """Write the manifest of a folder of examples."""
-    files = manifest.describe_files(folder)
-    manifest.write(folder, Manifest("examples", {}, {"tokenizer": tokenizer}, {}, {}, files))
+    files, template = manifest.describe_files(folder), {"template": {"source": BUILT_IN["millrace"]}}
+    manifest.write(folder, Manifest("examples", {}, {"tokenizer": tokenizer}, {}, {}, files, template))
 
 
 def with_pairs(root: Path, model: dict[str, Any] | None = None, *overrides: str) -> tuple[Recipe, RunLayout]:

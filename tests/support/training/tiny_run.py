@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from artefacts import atomic
 from configs.load import load_recipe
 from configs.schema import Recipe
 from tests.support.training.shards import write
@@ -45,7 +46,8 @@ def character_tokenizer(folder: Path) -> Path:
     """Write a tokenizer with an id for each of ``CHARACTERS`` to a folder; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     reserved = [*special_tokens.RESERVED, *special_tokens.spare(8)]
-    (folder / "characters.json").write_text(json.dumps({"reserved": reserved, "characters": CHARACTERS}))
+    # Atomically, because all ranks of a test write the same file.
+    atomic.write_text(folder / "characters.json", json.dumps({"reserved": reserved, "characters": CHARACTERS}))
     return folder
 
 

@@ -323,7 +323,7 @@ def test_a_pair_of_answers_has_two_rows() -> None:
     stage = ["finetune.learning_rate=1e-3", f"finetune.max_length={length}", "finetune.batch_examples=32"]
     stage.append("train.micro_batch=4")
     answers = recipe_of(*stage)
-    pairs = recipe_of(*stage, "finetune.method=dpo")
+    pairs = recipe_of(*stage, "finetune.method=dpo", "finetune.examples.kind=files", "finetune.examples.path=a")
     sizes = [recipe.micro_batch_of(recipe.finetune[0]) for recipe in (answers, pairs)]
     assert sizes == [4, 2]
     for recipe, rows in ((answers, sizes[0]), (pairs, 2 * sizes[1])):

@@ -35,6 +35,8 @@ from training.preference.objective import LOSS, PreferenceObjective, log_probabi
 
 PAD = 3
 MEASURED = ("loss", *REWARDS)
+LORA = ["finetune.lora.rank=8", "finetune.lora.alpha=16", "finetune.reset=[embeddings]"]
+LORA += ["finetune.lora.targets=[attention,routed_experts]"]
 IPO = ["finetune.preference.loss=ipo", "finetune.preference.beta=0.5"]
 
 
@@ -118,12 +120,16 @@ def test_every_topology_equals_one_device(tmp_path: Path, stage: int, ranks: int
 
 
 @pytest.mark.engine
-def test_a_killed_stage_with_a_damaged_reference_resumes_from_the_start_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", [LORA, pytest.param([], marks=pytest.mark.slow)])
+def test_a_killed_stage_with_a_damaged_reference_resumes_from_the_start_weights(
+    tmp_path: Path, trained: list[str]
+) -> None:
+    """The start weights include what the stage makes new: adapters, and here the embeddings."""
     steps = 30
     command, folders = {}, {}
     for name in ("alone", "killed"):
         layout = with_pairs(tmp_path / name)[1]
-        command[name] = words(tmp_path / name, f"finetune.epochs={4 * steps / PAIRS}", "train.save_every=2")
+        command[name] = words(tmp_path / name, f"finetune.epochs={4 * steps / PAIRS}", "train.save_every=2", *trained)
         folders[name] = layout.finetune("dpo")
     run_command(command["alone"])
     folder, reference = folders["killed"], folders["killed"] / "reference"

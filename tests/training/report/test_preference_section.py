@@ -24,8 +24,18 @@ def metrics(**more: float) -> Metrics:
 
 
 def section(of_stage: Metrics, facts: dict[str, Any]) -> str:
-    evaluation = {"finetune": {"dpo": facts}}
-    return finetuning_section(RunFiles("run", {}, None, {}, {}, {"dpo": of_stage}, evaluation, ""), "dpo")
+    run = RunFiles(
+        name="run",
+        data={},
+        pretrain=None,
+        finetune={},
+        pretrain_metrics={},
+        finetune_metrics={"dpo": of_stage},
+        evaluation={"finetune": {"dpo": facts}},
+        recipe="",
+        training_samples={},
+    )
+    return finetuning_section(run, "dpo")
 
 
 def test_a_preference_stage_shows_its_rewards_and_its_held_out_pairs() -> None:

@@ -15,7 +15,6 @@ from artefacts import manifest
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
 from artefacts.metrics_log import read_metrics
-from artefacts.pages.figures import png
 from artefacts.pages.formats import compact
 from configs.command import DONE
 from configs.load import load_recipe
@@ -23,7 +22,6 @@ from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tests.support.paths import CHECKOUT
 from training.commands.report import report
-from training.report import curves
 from training.report.page import build_page, headline
 from training.report.run_files import read_run
 
@@ -312,19 +310,6 @@ def test_headline_counts_every_step_of_a_thinned_log(recipe, layout):
     assert facts["Time in steps"] == "50 s"
 
 
-def test_loss_in_bits_per_byte():
-    scale = curves.LossScale.bits_per_byte(3.0, 2.0)
-    assert scale.train == pytest.approx(1 / (3 * math.log(2)))
-    assert scale.validation == pytest.approx(1 / (2 * math.log(2)))
-    metrics = {"train": [train_record(s, 3.0) for s in (1, 2)], "validation": [{"step": 2, "loss": 2 * math.log(2)}]}
-    figure = curves.loss_figure(metrics, scale, {"bigram": 2.0, "zstd -19": 2.001})
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert "validation, last 1.000" in labels
-    names = [note.xy[1] for note in figure.axes[0].texts]
-    assert abs(names[0] - names[1]) > 0.05, "names of near baselines do not cover each other"
-    assert png(lambda: figure).startswith(b"\x89PNG")
-
-
 def imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -339,12 +324,3 @@ def test_report_knows_no_model_and_needs_no_torch():
         assert [name for name in upward if not name.startswith("training.report")] == [], path
     code = "import sys, training.commands.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False).returncode == 0
-
-
-def test_other_losses_have_a_panel_each() -> None:
-    records = [{"step": s, "mtp_1": 5.0 / s, "mtp_2": 6.0 / s, "sequence_balance": 1.0 + 1 / s} for s in range(1, 30)]
-    assert curves.other_losses(records) == ["mtp_1", "mtp_2", "sequence_balance"]
-    drawn = [axes for axes in curves.other_losses_figure(records).axes if axes.lines]
-    assert [len(axes.lines) for axes in drawn] == [2, 2, 2]
-    assert drawn[1].get_title() == "Multi-token prediction, depth 2, nats"
-    assert curves.other_losses([]) == []
