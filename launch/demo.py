@@ -150,6 +150,7 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
     scores = {name: row["bits_per_byte"] for name, row in results["baselines"].items()}
     tuned, sample = results["finetune"][recipe.finetune[-1].name], results["samples"][0]
     before, after = tuned["held_out_loss_before"], tuned["held_out_loss_after"]
+    forgotten = tuned["loss"] / results["pretrain"]["loss"] - 1
     rows = [
         ("documents", f"{documents.counts['documents']:,} kept, {split['validation']['documents']:,} of them held out"),
         ("tokens", f"{split['train']['tokens']:,} for training, {split['validation']['tokens']:,} for validation"),
@@ -160,6 +161,7 @@ def table(recipe: Recipe, layout: RunLayout) -> list[str]:
         ("expert load", _load_line(steps)),
         ("resume", _resume_line(layout.pretrain / _RESUME_CHECK)),
         ("fine-tuning", f"held-out answers' loss {before:.3f} -> {after:.3f} ({after / before - 1:+.0%})"),
+        ("  forgotten", f"validation loss {forgotten:+.1%}"),
         ("completion", f"{sample['prompt']!r} -> {sample['completion']!r}"),
         ("report", str(layout.report)),
     ]
