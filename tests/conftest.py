@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -78,3 +79,16 @@ def _seed() -> None:
         numpy.random.seed(0)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_is_left() -> Iterator[None]:
+    """Remove the variables of a rank that a test sets. Otherwise, a library in a later test would join a group."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
