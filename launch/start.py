@@ -127,13 +127,17 @@ def _supervise(
     if status == command.STOPPED:
         _print_error(f"{verb}: stopped, everything is saved; run the same command again to resume")
     failed = status == command.FAILED and IN_ALLOCATION not in os.environ
-    if failed and (why := why_failed(recipe, ended.output, gone=ended.gone)):
+    if failed and (why := why_failed(recipe, ended.output, gone=ended.gone, stage=run.name)):
         _print_error(f"{verb}: {why}")
     return status
 
 
 def why_failed(
-    recipe: Recipe, output: Output, nodes: Sequence[str] = (), gone: Mapping[str, Sequence[int]] | None = None
+    recipe: Recipe,
+    output: Output,
+    nodes: Sequence[str] = (),
+    gone: Mapping[str, Sequence[int]] | None = None,
+    stage: str = "pretrain",
 ) -> str:
     """Explain a failure, without repeating the output of rank 0 that was already shown.
 
@@ -142,6 +146,7 @@ def why_failed(
         output: the logs of the start.
         nodes: names of the nodes that should take part, if known.
         gone: host -> ranks, in the order in which they exited. See :class:`launch.supervise.Ended`.
+        stage: ``pretrain``, or the name of the fine-tuning stage that failed.
     """
     if output.timed_out():
         joined = output.joined()
@@ -155,15 +160,16 @@ def why_failed(
     reason = output.explain(gone, one_host=recipe.launch.nodes == 1)
     first_line = reason.partition("\n")[0]
     killed = WAS_KILLED in first_line or WAS_SILENT in first_line
-    return f"{reason}\n{_memory_advice(recipe)}" if killed else reason
+    return f"{reason}\n{_memory_advice(recipe, stage)}" if killed else reason
 
 
-def _memory_advice(recipe: Recipe) -> str:
+def _memory_advice(recipe: Recipe, stage: str) -> str:
     """Return advice for the case that the kernel killed a rank because memory ran out."""
     device = device_of(recipe)
+    section = None if stage == "pretrain" else recipe.stage(stage)
     if device.kind != "cuda":
-        return f"if memory ran out: {relief(recipe, device.bytes, device.kind)}"
-    needed = memory(recipe, device.kind).host * recipe.launch.processes
+        return f"if memory ran out: {relief(recipe, device.bytes, device.kind, section)}"
+    needed = memory(recipe, device.kind, stage=section).host * recipe.launch.processes
     return (
         f"if memory ran out, it was host memory: a node is estimated to need {needed / 1e9:,.1f} GB. Lower "
         "launch.processes, or raise the memory per node (launch.slurm.train.memory)"

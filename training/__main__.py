@@ -94,7 +94,8 @@ def _out_of_memory(error: Exception, parsed: argparse.Namespace) -> int:
     # The traceback's frames hold on to memory, and the explanation needs some too.
     error.__traceback__ = None
     running = " ".join(filter(None, (parsed.verb, getattr(parsed, "what", None))))
-    print(f"error: {explain(error, command.read_recipe(parsed), running)}", file=sys.stderr)
+    stage = getattr(parsed, "stage", None)
+    print(f"error: {explain(error, command.read_recipe(parsed), running, stage)}", file=sys.stderr)
     return command.FAILED
 
 

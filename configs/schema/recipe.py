@@ -250,9 +250,10 @@ class Recipe(Section):
         place = self.finetune.index(stage)
         return stage.start_from or (self.finetune[place - 1].name if place else "pretrain")
 
-    def stage_key(self, stage: FinetuneSection, key: str) -> str:
-        """Return the dotted key that overrides a key of a stage."""
-        return f"finetune.{stage.name}.{key}" if len(self.finetune) > 1 else f"finetune.{key}"
+    def stage_key(self, stage: FinetuneSection, key: str = "") -> str:
+        """Return the dotted key that overrides a key of a stage, or the key of the stage itself."""
+        section = f"finetune.{stage.name}" if len(self.finetune) > 1 else "finetune"
+        return f"{section}.{key}" if key else section
 
     @property
     def family(self) -> str:

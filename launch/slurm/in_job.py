@@ -79,7 +79,7 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
         _end_array(verb)
         return status
     if status not in (command.DONE, command.STOPPED):
-        if why := why_failed(recipe, output, nodes[:count]):
+        if why := why_failed(recipe, output, nodes[:count], stage=next_run(recipe, layout, verb).name):
             _print_error(f"{verb}: {why}")
         status = command.FAILED
     if terminated:

@@ -36,20 +36,22 @@ def ran_out(error: BaseException) -> bool:
     )
 
 
-def explain(error: BaseException, recipe: Recipe, running: str) -> str:
+def explain(error: BaseException, recipe: Recipe, running: str, stage: str | None = None) -> str:
     """Explain an out-of-memory error in one line: the memory in use, and what to change.
 
     Args:
         error: an error for which :func:`ran_out` is true.
         recipe: the command's recipe.
         running: the command, such as ``evaluate attention``.
+        stage: name of the fine-tuning stage that ran out of memory, if known.
     """
     used, available = _memory()
     requested = _requested(str(error))
     wanted = f" and requested {_gigabytes(requested)} more" if requested else ""
     change = _ADVICE.get(running, "").format(new=recipe.generate.max_new_tokens, batch=recipe.evaluate.batch)
     if running.startswith(_TRAINING):
-        change = relief(recipe, available, device_of(recipe).kind)
+        section = recipe.stage(stage) if stage else None
+        change = relief(recipe, available, device_of(recipe).kind, section)
     return f"out of memory: this process used {used}{wanted}: {change or 'free some memory'}"
 
 

@@ -62,22 +62,28 @@ def advice(recipe: Recipe, available: int, device: Kind | None = None, stage: Fi
             "(train.expert_parallel), a smaller model, or more memory per rank (launch.device_memory)"
         )
     ranks = "1 rank" if recipe.ranks == 1 else f"{recipe.ranks:,} ranks"
-    length = recipe.stage_key(stage, "max_length") if stage else "train.context_length"
+    length = _length_key(recipe, stage)
     return f"nothing fits on {ranks}: use more (launch.nodes), a shorter {length} or a smaller model"
 
 
-def relief(recipe: Recipe, available: int, device: Kind | None = None) -> str:
+def relief(recipe: Recipe, available: int, device: Kind | None = None, stage: FinetuneSection | None = None) -> str:
     """Suggest, in one line, changes that reduce memory, for a recipe that ran out of memory.
 
     ``available`` is the known or assumed memory per rank in bytes. Since the recipe may fit according to the estimate,
-    the advice also aims for a peak of at most 90% of the recipe's estimated peak.
+    the advice also aims for a peak of at most 90% of the recipe's estimated peak. ``stage`` is as for
+    ``largest_micro_batch``.
     """
     kind = device or device_of(recipe).kind
-    bound = min(available, int(_SAFE_FRACTION * memory(recipe, kind).peak))
+    size = recipe.micro_batch
+    bound = min(available, int(_SAFE_FRACTION * _memory(recipe, kind, size, stage=stage).peak))
     return (
-        f"{advice(recipe, bound, kind)}; a lower train.micro_batch (accumulation follows), "
-        "train.activation_checkpointing=full and a shorter train.context_length all need less"
+        f"{advice(recipe, bound, kind, stage)}; a lower train.micro_batch (accumulation follows), "
+        f"train.activation_checkpointing=full and a shorter {_length_key(recipe, stage)} all need less"
     )
+
+
+def _length_key(recipe: Recipe, stage: FinetuneSection | None) -> str:
+    return recipe.stage_key(stage, "max_length") if stage else "train.context_length"
 
 
 def _changes(recipe: Recipe, device: Kind) -> Iterator[tuple[str, Recipe]]:

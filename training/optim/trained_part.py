@@ -28,6 +28,7 @@ class TrainedPart:
         rate_scales: pattern of parameter names -> multiplier of their learning rate.
         reset: tables that start from new weights, which are trained even if there are adapters.
         load: loads the adapters to start from into a model, or None if they start from their initial weights.
+        section: dotted key of the recipe's section, for messages.
     """
 
     lora: LoraSection | None = None
@@ -35,11 +36,12 @@ class TrainedPart:
     rate_scales: Mapping[str, float] = field(default_factory=dict)
     reset: tuple[str, ...] = ()
     load: Callable[[Any], None] | None = None
+    section: str = "finetune"
 
     @classmethod
-    def of(cls, section: FinetuneSection) -> "TrainedPart":
-        """Return the part that a recipe's fine-tuning stage trains."""
-        return cls(section.lora, section.freeze, section.learning_rates, section.reset)
+    def of(cls, section: FinetuneSection, key: str = "finetune") -> "TrainedPart":
+        """Return the part that a recipe's fine-tuning stage trains. ``key`` is the stage's dotted key."""
+        return cls(section.lora, section.freeze, section.learning_rates, section.reset, section=key)
 
     def prepare(self, model: Any, seed: int, new: bool) -> None:
         """Attach adapters, and freeze what is not trained.
@@ -54,15 +56,17 @@ class TrainedPart:
             attach_adapters(model, self.lora)
         named = dict(model.named_parameters())
         for pattern in self.freeze:
-            for name in _matching(pattern, named, "finetune.freeze"):
+            for name in _matching(pattern, named, f"{self.section}.freeze"):
                 named[name].requires_grad_(False)
         for table in self.reset:
             self._reset(model, _TABLES[table], f"{seed}", new)
         trained = [name for name, parameter in named.items() if parameter.requires_grad]
         if not trained:
-            raise RequestError("finetune.freeze matches every parameter, so nothing would be trained: narrow a pattern")
+            raise RequestError(
+                f"{self.section}.freeze matches every parameter, so nothing would be trained: narrow a pattern"
+            )
         for pattern in self.rate_scales:
-            _matching(pattern, trained, "finetune.learning_rates")
+            _matching(pattern, trained, f"{self.section}.learning_rates")
         if new and self.lora:
             init_adapters(model, seed)
             if self.load:
@@ -90,7 +94,9 @@ class TrainedPart:
     def _reset(self, model: Any, name: str, seed: str, new: bool) -> None:
         parameter = dict(model.named_parameters(remove_duplicate=False))[name]
         if any(fnmatchcase(name, pattern) for pattern in self.freeze):
-            raise RequestError(f"finetune.freeze matches {name}, which finetune.reset makes new: narrow the pattern")
+            raise RequestError(
+                f"{self.section}.freeze matches {name}, which {self.section}.reset makes new: narrow the pattern"
+            )
         parameter.requires_grad_(True)
         if new:
             draw_normal(parameter, f"{seed}/{name}", model.section.initializer_range)
