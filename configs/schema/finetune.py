@@ -81,7 +81,6 @@ class FinetuneSection(Section):
         description="`true`: later steps use the checkpoint with the lowest validation loss. A checkpoint is saved "
         "whenever a validation has a new lowest loss. `false`: later steps use the last checkpoint.",
     )
-
     lora: LoraSection | None = None
     freeze: tuple[str, ...] = Field(
         (),
@@ -98,6 +97,30 @@ class FinetuneSection(Section):
         description="Start the `embeddings` or the `head` from new random weights, drawn from `run.seed`. If they "
         "share one matrix (`model.tie_word_embeddings`), name both.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named(cls, value: Any) -> Any:
+        """Name a stage after its method."""
+        if isinstance(value, dict) and value.get("name") is None:
+            return {**value, "name": stage_name(value)}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_loss(cls, value: Any) -> Any:
+        """Give a preference stage the default loss."""
+        if isinstance(value, dict) and value.get("method") in PAIRS and value.get("preference") is None:
+            return {**value, "preference": {}}
+        return value
+
+    @model_validator(mode="after")
+    def _name_is_free(self) -> "FinetuneSection":
+        if self.name in _OTHER_STAGES or self.name in type(self).model_fields:
+            raise ValueError(
+                f"name ({self.name}) is taken: choose a name that is neither a key of the stage nor a folder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_validated(self) -> "FinetuneSection":
@@ -117,73 +140,11 @@ class FinetuneSection(Section):
                 raise ValueError(f"learning_rates: {pattern} ({scale:g}) must be above 0: use freeze to train nothing")
         return self
 
-    def faults_for(self, model: ModelSection) -> Iterator[tuple[str, str]]:
-        """Yield a key and what is wrong with it, for each choice of the trained part that does not fit a model."""
-        family, targets = f"model.family={model.identity()['family']}", model.adapter_targets
-        if self.lora and not targets:
-            yield "lora", f": {family} has no layers that can have adapters: leave it out"
-            return
-        for target in (self.lora and self.lora.targets) or ():
-            if target not in targets:
-                layers = target.replace("_", " ")
-                yield "lora.targets", f": this model has no layers for {layers}: choose from {', '.join(targets)}"
-        if "head" in self.reset and family == "model.family=bigram":
-            yield "reset", f" (head): {family} has no head: leave it out"
-        if getattr(model, "tie_word_embeddings", False) and len(set(self.reset)) == 1:
-            yield (
-                "reset",
-                f" ({self.reset[0]}): model.tie_word_embeddings shares one matrix between the embeddings and the head: "
-                "name both, or neither",
-            )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_named(cls, value: Any) -> Any:
-        """Name a stage after its method."""
-        if isinstance(value, dict) and value.get("name") is None:
-            return {**value, "name": stage_name(value)}
-        return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_a_loss(cls, value: Any) -> Any:
-        """Give a preference stage the default loss."""
-        if isinstance(value, dict) and value.get("method") in PAIRS and value.get("preference") is None:
-            return {**value, "preference": {}}
-        return value
-
     @model_validator(mode="after")
     def _method_fits(self) -> "FinetuneSection":
         if self.preference and self.method not in PAIRS:
             raise ValueError("preference is read with method=dpo only: leave it out, or set method=dpo")
         return self
-
-    @property
-    def rows(self) -> int:
-        """Number of rows that an example has in a batch: 2 for a pair of answers."""
-        return 2 if self.method in PAIRS else 1
-
-    @model_validator(mode="after")
-    def _replay_fits(self) -> "FinetuneSection":
-        if self.method in PAIRS and self.replay:
-            raise ValueError(f"replay ({self.replay:g}) is not read with method={self.method}: leave it out")
-        if self.replay and not self.packs:
-            raise ValueError(f"replay ({self.replay:g}) needs packing=true, which packs text next to examples")
-        return self
-
-    def identity(self) -> dict[str, Any]:
-        """Return the keys that define the stage. A default that is written out makes no difference."""
-        return {**super().identity(), "packing": self.packs, "replay": self.replayed}
-
-    @property
-    def replayed(self) -> float:
-        """Approximate fraction of a step's tokens that are pretraining text."""
-        return self.replay if self.replay is not None else REPLAY if self.packs else 0.0
-
-    @property
-    def packs(self) -> bool:
-        """Whether examples are packed."""
-        return self.method not in PAIRS and self.packing is not False
 
     @model_validator(mode="after")
     def _preferences_fit(self) -> "FinetuneSection":
@@ -208,12 +169,50 @@ class FinetuneSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _name_is_free(self) -> "FinetuneSection":
-        if self.name in _OTHER_STAGES or self.name in type(self).model_fields:
-            raise ValueError(
-                f"name ({self.name}) is taken: choose a name that is neither a key of the stage nor a folder"
-            )
+    def _replay_fits(self) -> "FinetuneSection":
+        if self.method in PAIRS and self.replay:
+            raise ValueError(f"replay ({self.replay:g}) is not read with method={self.method}: leave it out")
+        if self.replay and not self.packs:
+            raise ValueError(f"replay ({self.replay:g}) needs packing=true, which packs text next to examples")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that define the stage. A default that is written out makes no difference."""
+        return {**super().identity(), "packing": self.packs, "replay": self.replayed}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that an example has in a batch: 2 for a pair of answers."""
+        return 2 if self.method in PAIRS else 1
+
+    @property
+    def packs(self) -> bool:
+        """Whether examples are packed."""
+        return self.method not in PAIRS and self.packing is not False
+
+    @property
+    def replayed(self) -> float:
+        """Approximate fraction of a step's tokens that are pretraining text."""
+        return self.replay if self.replay is not None else REPLAY if self.packs else 0.0
+
+    def faults_for(self, model: ModelSection) -> Iterator[tuple[str, str]]:
+        """Yield a key and what is wrong with it, for each choice of the trained part that does not fit a model."""
+        family, targets = f"model.family={model.identity()['family']}", model.adapter_targets
+        if self.lora and not targets:
+            yield "lora", f": {family} has no layers that can have adapters: leave it out"
+            return
+        for target in (self.lora and self.lora.targets) or ():
+            if target not in targets:
+                layers = target.replace("_", " ")
+                yield "lora.targets", f": this model has no layers for {layers}: choose from {', '.join(targets)}"
+        if "head" in self.reset and family == "model.family=bigram":
+            yield "reset", f" (head): {family} has no head: leave it out"
+        if getattr(model, "tie_word_embeddings", False) and len(set(self.reset)) == 1:
+            yield (
+                "reset",
+                f" ({self.reset[0]}): model.tie_word_embeddings shares one matrix between the embeddings and the head: "
+                "name both, or neither",
+            )
 
 
 def stage_name(tree: dict[str, Any]) -> str:
