@@ -163,7 +163,7 @@ def finetune_run(recipe: Recipe, layout: RunLayout, name: str) -> TrainingRun:
         raise RequestError(f"{start.folder} is not finished: run `{command_hints.make(start.stage)}` first")
     examples = manifest.require(layout.examples_of(name), "examples")
     # The examples' fingerprint is among the inputs, so how they were made need not be part of the identity. Neither is
-    # the name, so that a stage may be renamed together with its folders.
+    # the stage's own name, but stages that start from it record that name.
     section = {key: value for key, value in stage.identity().items() if key not in ("examples", "name", "start_from")}
     identity = {"seed": recipe.run.seed, "finetune": section, "start_from": start.name, "start": start.key}
     inputs = {
