@@ -81,9 +81,9 @@ def _seed() -> None:
         torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _no_rank_is_left() -> Iterator[None]:
-    """Remove the variables of a rank that a test sets. Otherwise, a library in a later test would join a group."""
+def _forget_rank() -> Iterator[None]:
+    """Remove the variables of a rank that tests set. Otherwise, ``accelerate`` would join a group in a later test of
+    another library, and leave it to the tests after that."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     before = {name: os.environ.get(name) for name in names}
     yield
@@ -92,3 +92,8 @@ def _no_rank_is_left() -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+# After each file too: the tests of a file may share the rank that a fixture of the file sets.
+_forget_after_test = pytest.fixture(autouse=True)(_forget_rank)
+_forget_after_file = pytest.fixture(autouse=True, scope="module")(_forget_rank)
