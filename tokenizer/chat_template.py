@@ -91,9 +91,18 @@ class ChatTemplate:
             RequestError: for the reasons in ``render``, or if the template cannot render the conversation.
         """
         try:
-            return self._encode(messages, True)[0]
+            return self.answer_prefix(messages)
         except UnrenderableError as error:
             raise RequestError(f"{self._layouts.name}: {error}") from None
+
+    def answer_prefix(self, messages: Messages) -> list[int]:
+        """Return the ids that precede the answer to a conversation, like ``prompt``, for one of many conversations.
+
+        Raises:
+            RequestError: for the reasons in ``render``.
+            UnrenderableError: the template cannot render the conversation.
+        """
+        return self._encode(messages, True)[0]
 
     def text(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """Return a conversation as text, as transformers renders it. Do not encode it: contents can imitate tokens.

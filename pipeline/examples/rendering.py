@@ -134,7 +134,7 @@ class _Renderer:
             ids, labels = self._template.render(example.messages, self._loss_on)
             return Row(example, example, (ids,), (labels,))
         pair = [self._template.render(messages) for messages in (example.messages, example.rejected)]
-        prompt = self._template.prompt(example.messages[: example.prompt])
+        prompt = self._template.answer_prefix(example.messages[: example.prompt])
         for ids, labels in pair:
             # Answers in the prompt are the same in both conversations, so there is nothing to prefer.
             same = len(prompt) if ids[: len(prompt)] == prompt else _common_prefix(pair[0][0], pair[1][0])

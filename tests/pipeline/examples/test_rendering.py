@@ -203,6 +203,23 @@ def test_preferences(root, tokenizer):
     )
 
 
+def test_a_pair_whose_prompt_alone_is_refused_is_dropped(root, tmp_path):
+    """The template renders the complete conversations, but not what precedes the answers."""
+    path = tmp_path / "odd.jinja"
+    path.write_text(
+        "{% for m in messages %}{{ m.role ~ ': ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{{ eos_token }}{% endgeneration %}{% else %}{{ m.content ~ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{% if messages[0].role == 'system' %}{{ raise_exception('no prompt here') }}"
+        "{% endif %}{{ 'assistant: ' }}{% endif %}"
+    )
+    records = [*_pairs(), {**_pairs()[0], "system": "Be brief."}]
+    published, rows, kept, _ = _build(
+        root, records, "finetune.method=dpo", f"finetune.examples.template={path}", "finetune.max_length=128"
+    )
+    assert published.counts["dropped"] == {"refused by the template: no prompt here": 1} and len(rows) == 12
+    assert [row["id"].rpartition(" ")[2] for row in kept] == ["13"]
+
+
 def test_pairs_with_the_same_prompt_stay_on_one_side(root):
     pairs = _pairs() + [{**pair, "rejected": f"Another no to {n}."} for n, pair in enumerate(_pairs())]
     _, _, _, (train_side, held_out) = _build(root, pairs, "finetune.method=dpo")
