@@ -12,7 +12,7 @@ from pathlib import Path
 from artefacts.errors import RequestError
 from tokenizer.base import Tokenizer
 from tokenizer.chat_layout import Layouts, Segment, UnrenderableError, as_rendered
-from tokenizer.jinja_sandbox import Messages
+from tokenizer.jinja_sandbox import Messages, varying
 from tokenizer.special_tokens import IGNORED
 
 ROLES = ("system", "user", "assistant")
@@ -188,14 +188,21 @@ def load(template: str, tokenizer: Tokenizer, key: str = "finetune.examples.temp
     """Load a built-in template by its name, or a template from a file. ``key`` is the recipe key, for messages.
 
     Raises:
-        RequestError: there is no such template, or it cannot be used with this tokenizer.
+        RequestError: there is no such template, it cannot be used with this tokenizer, or its renderings vary.
     """
     if template == "millrace" and not tokenizer.has_chat_tokens:
         raise RequestError(
             f"{key}=millrace needs chat tokens, which this tokenizer does not have: set {key}=chatml or "
             f"{key}=instruction, or use tokenizer.kind=bpe or characters"
         )
-    return ChatTemplate(source_of(template, key), tokenizer, f"{key}: {template}")
+    source, name = source_of(template, key), f"{key}: {template}"
+    # Examples depend only on the recipe and their text. Recorded templates are not loaded here, so they stay usable.
+    if names := varying(source):
+        raise RequestError(
+            f"{name} uses {' and '.join(names)}, so the examples would depend on when they are built: write fixed text "
+            "in its place, such as '26 Jul 2024' for a date"
+        )
+    return ChatTemplate(source, tokenizer, name)
 
 
 def source_of(template: str, key: str = "finetune.examples.template") -> str:
