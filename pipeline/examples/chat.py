@@ -176,8 +176,9 @@ def read(
             try:
                 example = conversations.example(record.value, record.where, form, normalized)
             except UnusableError as error:
-                bad.add(str(error), record.where)
-                losses.unusable(str(error), record.where, record.value)
+                reason = losses.bounded(str(error))
+                bad.add(reason, record.where)
+                losses.unusable(reason, record.where, record.value)
             else:
                 bad.good += 1
                 examples.append(example if preferences else example._replace(rejected=None))
