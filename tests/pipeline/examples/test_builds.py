@@ -1,6 +1,12 @@
 """Builds of chat examples: what the template refuses, how reasons are counted, and which revision is read."""
 
+import json
+
+import datasets
+import huggingface_hub
+
 from pipeline.examples import chat, rendering
+from pipeline.sources import hub
 from tests.support.pipeline.chat_examples import build_examples
 
 SHORT = [{"prompt": f"Say number {n}.", "completion": f"Number {n}."} for n in range(8)]
@@ -42,3 +48,31 @@ def test_the_number_of_reasons_is_bounded(root, tmp_path):
     assert len(unusable) == 30 and len(dropped) == 21 and dropped[rendering.OTHER] == 40
     assert max(map(len, dropped)) == 200 and "refused by the template: \\ud800 odd: odd 1" in dropped
     assert {row["reason"] for row in kept} == {chat.REPEATED, *dropped, *unusable}
+
+
+def test_a_branch_that_moves_during_the_build_is_read_at_the_recorded_commit(root, tmp_path, monkeypatch):
+    """Every request for the branch's commit gets another answer, and every commit has other records."""
+    commits = iter(f"{number:040x}" for number in range(10))
+
+    def repo_info(self, name, repo_type, revision):
+        assert revision == "main"
+        return huggingface_hub.hf_api.DatasetInfo(
+            id=name, sha=next(commits), private=False, downloads=0, likes=0, tags=[]
+        )
+
+    for number in range(2):
+        folder = tmp_path / f"{number:040x}"
+        folder.mkdir()
+        records = [{**record, "completion": f"Commit {number}, {n}."} for n, record in enumerate(SHORT)]
+        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    at = {name: getattr(datasets, name) for name in ("load_dataset", "load_dataset_builder")}
+    for name, real in at.items():
+        local = lambda path, config, revision, real=real, **keys: real(str(tmp_path / revision), config, **keys)  # noqa: E731
+        monkeypatch.setattr(datasets, name, local)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    hub._load.cache_clear()
+    hub._builder.cache_clear()
+    more = ("kind=hub", "path=nobody/answers", "revision=main")
+    published, rows, _, _ = build_examples(root, [], *(f"finetune.examples.{key}" for key in more))
+    assert published.inputs["commit"] == f"{0:040x}"
+    assert {row["answer"] for row in rows.values()} == {f"Commit 0, {n}." for n in range(len(SHORT))}
