@@ -61,9 +61,8 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples, held_out = (kind(folder, split, tokenizer.pad_id) for split in ("train", "held-out"))
     source = manifest.require(folder, "examples").details["template"]["source"]
     template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
-    trained = replace(
-        TrainedPart.of(section, recipe.stage_key(section)), load=adapter_loader(recipe.model, section.lora)
-    )
+    load_adapter = adapter_loader(recipe.model, section.lora, recipe.stage_key(section, "lora"))
+    trained = replace(TrainedPart.of(section, recipe.stage_key(section)), load=load_adapter)
     notices = [trained.check(lambda: build_model(recipe.model, recipe.vocab_size))]
     train = _train_section(recipe, section, len(examples))
     data, micro_batch = _data(recipe, layout, section, examples, train.steps)
