@@ -94,7 +94,8 @@ def varying(source: str) -> list[str]:
         tree = _environment().parse(source)
     except jinja2.TemplateSyntaxError:
         return []
-    functions, filters = ({node.name for node in tree.find_all(kind)} for kind in (nodes.Name, nodes.Filter))
+    functions = {node.name for node in tree.find_all(nodes.Name)}
+    filters = {node.name for node in tree.find_all(nodes.Filter)}
     return sorted(functions & _VARYING_FUNCTIONS | filters & _VARYING_FILTERS)
 
 
