@@ -7,12 +7,13 @@ from typing import Any
 
 from artefacts.checkout import CHECKOUT
 from artefacts.errors import RequestError
-from configs.load import renamed, suggested
+from configs.load import renamed, suggested, with_name
 from configs.parsing import recipe_yaml
-from configs.parsing.key_lookup import generic_key, kind_of
+from configs.parsing.key_lookup import kind_of, look_up
 from configs.reference import EFFECTS, SAME_KEYS, Key, Page, keys, pages, spelled
 from configs.schema import Recipe
 from configs.schema.base import inner_sections
+from configs.schema.finetune import FinetuneSection
 from configs.schema.models import DEFAULT_FAMILY, FAMILIES
 
 _WIDTH = 110
@@ -27,13 +28,14 @@ def explain(name: str) -> str:
     """
     if not name:
         return "\n".join([*_sections(), "", "KEY=SECTION lists the keys of a section. KEY=SECTION.KEY explains a key."])
-    generic = generic_key(name)
+    generic, chosen, *_ = look_up(name)
     described = _described_as(generic)
     if same := [key for key in keys() if key.name == described]:
         return "\n\n".join("\n".join(_about_key(name, variants)) for variants in _variants(same))
     if sections := [page for page in pages() if page.name == described]:
         return "\n\n".join("\n".join(_about_section(page)) for page in sections)
-    raise RequestError(renamed(name) or f"unknown key {name}; {suggested(generic, Recipe.keys())}")
+    nearest = with_name(suggested(generic, Recipe.keys()), generic, chosen)
+    raise RequestError(renamed(name) or f"unknown key {name}; {nearest}")
 
 
 def _described_as(key: str) -> str:
@@ -113,11 +115,26 @@ def _recipes_with(name: str, families: Sequence[str]) -> list[str]:
     lines = []
     for path in sorted((CHECKOUT / "configs").rglob("*.yaml")):
         recipe: Any = recipe_yaml.parse(path.read_text(encoding="utf-8"), kind_of)
-        section, value = _value(recipe, name.rpartition(".")[0]), _value(recipe, name)
-        if value is not None and (not families or section.get("family", DEFAULT_FAMILY) in families):
-            shown = repr(value) if isinstance(value, str) and value != value.strip() else spelled(value)
-            lines.append(f"{path.relative_to(CHECKOUT)}: {shown}")
+        section = _value(recipe, name.rpartition(".")[0])
+        for stage, value in _values(recipe, name):
+            if value is not None and (not families or section.get("family", DEFAULT_FAMILY) in families):
+                shown = repr(value) if isinstance(value, str) and value != value.strip() else spelled(value)
+                lines.append(f"{path.relative_to(CHECKOUT)}{stage}: {shown}")
     return lines
+
+
+def _values(recipe: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield ("", value) for a dotted key in a recipe's tree. If it has several stages, yield (" (STAGE)", value)."""
+    generic, chosen, *_ = look_up(name)
+    if not generic.startswith("finetune."):
+        yield "", _value(recipe, name)
+        return
+    stages = recipe.get("finetune") or {}
+    stages = stages if isinstance(stages, list) else [stages]
+    for stage in stages:
+        title = stage.get("name") or stage.get("method") or FinetuneSection.model_fields["method"].default
+        if chosen in ("", title):
+            yield f" ({title})" if len(stages) > 1 else "", _value({"finetune": stage}, generic)
 
 
 def _value(tree: Any, name: str) -> Any:

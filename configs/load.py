@@ -179,10 +179,14 @@ def _nearest(fault: ErrorDetails) -> str:
         if _is_family(parts, index):
             before = [name for at, name in enumerate(parts[:index]) if not _is_family(parts, at)]
             keys = FAMILIES[part].keys(".".join(before) + ".")
-    nearest = f"; {suggested(generic, keys)}"
+    return f"; {with_name(suggested(generic, keys), generic, name)}"
+
+
+def with_name(message: str, generic: str, name: str) -> str:
+    """Return a message about keys like ``generic`` with the user's name of their stage or source, if any."""
     if name and generic.startswith("finetune."):
-        return nearest.replace("finetune.", f"finetune.{name}.")
-    return nearest.replace(".NAME.", f".{name}." if name else ".NAME.")
+        return message.replace("finetune.", f"finetune.{name}.")
+    return message.replace(".NAME.", f".{name}.") if name else message
 
 
 def renamed(key: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from artefacts.errors import RequestError
 from tokenizer.base import Tokenizer
 from tokenizer.chat_layout import Layouts, Segment, UnrenderableError, as_rendered
-from tokenizer.jinja_sandbox import Messages
+from tokenizer.jinja_sandbox import Messages, varying
 from tokenizer.special_tokens import IGNORED
 
 ROLES = ("system", "user", "assistant")
@@ -91,9 +91,18 @@ class ChatTemplate:
             RequestError: for the reasons in ``render``, or if the template cannot render the conversation.
         """
         try:
-            return self._encode(messages, True)[0]
+            return self.answer_prefix(messages)
         except UnrenderableError as error:
             raise RequestError(f"{self._layouts.name}: {error}") from None
+
+    def answer_prefix(self, messages: Messages) -> list[int]:
+        """Return the ids that precede the answer to a conversation, like ``prompt``, for one of many conversations.
+
+        Raises:
+            RequestError: for the reasons in ``render``.
+            UnrenderableError: the template cannot render the conversation.
+        """
+        return self._encode(messages, True)[0]
 
     def text(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """Return a conversation as text, as transformers renders it. Do not encode it: contents can imitate tokens.
@@ -179,14 +188,21 @@ def load(template: str, tokenizer: Tokenizer, key: str = "finetune.examples.temp
     """Load a built-in template by its name, or a template from a file. ``key`` is the recipe key, for messages.
 
     Raises:
-        RequestError: there is no such template, or it cannot be used with this tokenizer.
+        RequestError: there is no such template, it cannot be used with this tokenizer, or its renderings vary.
     """
     if template == "millrace" and not tokenizer.has_chat_tokens:
         raise RequestError(
             f"{key}=millrace needs chat tokens, which this tokenizer does not have: set {key}=chatml or "
             f"{key}=instruction, or use tokenizer.kind=bpe or characters"
         )
-    return ChatTemplate(source_of(template, key), tokenizer, f"{key}: {template}")
+    source, name = source_of(template, key), f"{key}: {template}"
+    # Examples depend only on the recipe and their text. Recorded templates are not loaded here, so they stay usable.
+    if names := varying(source):
+        raise RequestError(
+            f"{name} uses {' and '.join(names)}, so the examples would depend on when they are built: write fixed text "
+            "in its place, such as '26 Jul 2024' for a date"
+        )
+    return ChatTemplate(source, tokenizer, name)
 
 
 def source_of(template: str, key: str = "finetune.examples.template") -> str:

@@ -21,6 +21,9 @@ from artefacts.errors import RequestError
 
 Messages = Sequence[Mapping[str, str]]
 
+#: Functions and filters whose result is not always the same.
+_VARYING_FUNCTIONS, _VARYING_FILTERS = {"strftime_now", "lipsum"}, {"random"}
+
 #: Noncharacters of Unicode, which mark where a generation block begins and ends, and the variables that hold them.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 _MARKS = {"__generation_begins": _BEGIN, "__generation_ends": _END}
@@ -80,6 +83,20 @@ class Program:
         The messages must not contain the noncharacters U+FDD0 and U+FDD1.
         """
         return _without_marks(self.text(messages, add_generation_prompt, {**variables, **_MARKS}))
+
+
+def varying(source: str) -> list[str]:
+    """Return a template's functions and filters, such as ``strftime_now``, whose result is not always the same.
+
+    A template with a syntax error has none.
+    """
+    try:
+        tree = _environment().parse(source)
+    except jinja2.TemplateSyntaxError:
+        return []
+    functions = {node.name for node in tree.find_all(nodes.Name)}
+    filters = {node.name for node in tree.find_all(nodes.Filter)}
+    return sorted(functions & _VARYING_FUNCTIONS | filters & _VARYING_FILTERS)
 
 
 def _without_marks(marked: str) -> Text:

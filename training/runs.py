@@ -7,7 +7,7 @@ from artefacts import command_hints, fingerprint, manifest
 from artefacts.differences import first_difference
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_folder import CHECKPOINTS, TrainingRun, finished
+from artefacts.training_folder import CHECKPOINTS, TrainingRun, finished, has_weights, read_identity
 from configs.checks.run_weights import ADAPTER, BACKBONE
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -172,16 +172,29 @@ def finetune_run(recipe: Recipe, layout: RunLayout, name: str) -> TrainingRun:
         "weights": started.details["weights"],
     }
     if stage.lora and stage.lora.adapter:
-        inputs[ADAPTER] = _adapter_fingerprint(Path(stage.lora.adapter), recipe.stage_key(stage, "lora.adapter"))
+        key = recipe.stage_key(stage, "lora.adapter")
+        inputs[ADAPTER] = _adapter_fingerprint(Path(stage.lora.adapter), key, layout.finetune(name))
     return TrainingRun("finetune", layout.finetune(name), identity, inputs, name)
 
 
-def _adapter_fingerprint(folder: Path, key: str) -> str:
-    """Return the fingerprint of an adapter's weights. ``key`` is the recipe key that names its folder."""
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise RequestError(f"{key}={folder}: there is no {weights.name}: name a folder that peft saved an adapter in")
-    return fingerprint.of_file(weights)
+def _adapter_fingerprint(adapter: Path, key: str, folder: Path) -> str:
+    """Return the fingerprint of an adapter's weights, or the recorded one if the stage's checkpoints contain them.
+
+    Args:
+        adapter: the adapter's folder.
+        key: the recipe key that names it.
+        folder: the stage's training folder.
+
+    Raises:
+        RequestError: the adapter is missing and the stage has no checkpoint that started from one.
+    """
+    weights = adapter / "adapter_model.safetensors"
+    if weights.is_file():
+        return fingerprint.of_file(weights)
+    recorded = read_identity(folder).get("inputs", {}).get(ADAPTER) if has_weights(folder) else None
+    if recorded is None:
+        raise RequestError(f"{key}={adapter}: there is no {weights.name}: name a folder that peft saved an adapter in")
+    return str(recorded)
 
 
 def stages_of(recipe: Recipe, verb: str) -> list[str]:

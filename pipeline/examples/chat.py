@@ -60,6 +60,7 @@ def build(recipe: Recipe, section: FinetuneSection) -> Manifest | None:
     with digests_of(folder) as digests:
         if examples.kind != "pydocs":
             inputs |= reading.inputs(examples, digests, key)
+            section = _pinned(section, inputs)
         elif source := _pydocs(recipe):
             identity["packages"] = source.identity()["packages"]
             inputs["tokens"] = manifest.require(layout.tokens, "data").fingerprint
@@ -91,6 +92,14 @@ def _identity(recipe: Recipe, section: FinetuneSection) -> dict[str, Any]:
         "clean": {"unicode": clean.unicode, "fix_text": clean.fix_text},
         "seed": recipe.run.seed,
     }
+
+
+def _pinned(section: FinetuneSection, inputs: dict[str, str]) -> FinetuneSection:
+    """Return the section with the repository's recorded commit, which is read even if a branch moves meanwhile."""
+    if "commit" not in inputs:
+        return section
+    examples = section.examples.model_copy(update={"revision": inputs["commit"]})
+    return section.model_copy(update={"examples": examples})
 
 
 def _recorded(section: ExamplesSection, template: ChatTemplate) -> dict[str, Any]:
@@ -176,8 +185,9 @@ def read(
             try:
                 example = conversations.example(record.value, record.where, form, normalized)
             except UnusableError as error:
-                bad.add(str(error), record.where)
-                losses.unusable(str(error), record.where, record.value)
+                reason = losses.bounded(str(error))
+                bad.add(reason, record.where)
+                losses.unusable(reason, record.where, record.value)
             else:
                 bad.good += 1
                 examples.append(example if preferences else example._replace(rejected=None))

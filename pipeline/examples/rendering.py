@@ -18,6 +18,9 @@ EXCHANGE_TOO_LONG = "a single question and answer longer than finetune.max_lengt
 NOTHING_LEFT = "nothing to learn in the first finetune.max_length tokens"
 CUT = "cut to finetune.max_length"
 SPLIT = "split to finetune.max_length"
+#: The reason to count in place of more reasons than ``_MOST_REASONS``, and the longest reason in characters.
+OTHER = "another reason"
+_MOST_REASONS, _LONGEST_REASON = 50, 200
 
 
 class Rejected(NamedTuple):
@@ -41,6 +44,21 @@ class Losses:
         self.dropped: Counter[str] = Counter()
         self.altered: Counter[str] = Counter()
         self.rejected: list[Rejected] = []
+        self._reasons: set[str] = set()
+
+    def bounded(self, reason: str) -> str:
+        """Return the reason to count for a reason that may contain parts of a record or a template's own message.
+
+        There could be as many of them as records. Long reasons are therefore shortened, and all reasons after the first
+        50 distinct ones become ``OTHER``.
+        """
+        reason = spelled(reason)
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[: _LONGEST_REASON - 1]}…"
+        if reason not in self._reasons and len(self._reasons) == _MOST_REASONS:
+            return OTHER
+        self._reasons.add(reason)
+        return reason
 
     def drop(self, reason: str, example: Example) -> None:
         """Count a dropped example and keep it."""
@@ -50,7 +68,7 @@ class Losses:
     def unusable(self, reason: str, where: str, record: object) -> None:
         """Keep a record that is no example. It is counted with the unreadable inputs."""
         text = json.dumps(record, ensure_ascii=False, default=str)
-        self.rejected.append(Rejected(where, spelled(text), spelled(reason)))
+        self.rejected.append(Rejected(where, spelled(text), reason))
 
     def cut(self, example: Example) -> None:
         """Count an example that was cut, and keep it."""
@@ -85,7 +103,7 @@ def rendered(
             try:
                 rows += [*renderer.rows(example)]
             except UnrenderableError as error:
-                losses.drop(str(error), example)
+                losses.drop(losses.bounded(str(error)), example)
             progress.update()
     return rows
 
@@ -134,7 +152,7 @@ class _Renderer:
             ids, labels = self._template.render(example.messages, self._loss_on)
             return Row(example, example, (ids,), (labels,))
         pair = [self._template.render(messages) for messages in (example.messages, example.rejected)]
-        prompt = self._template.prompt(example.messages[: example.prompt])
+        prompt = self._template.answer_prefix(example.messages[: example.prompt])
         for ids, labels in pair:
             # Answers in the prompt are the same in both conversations, so there is nothing to prefer.
             same = len(prompt) if ids[: len(prompt)] == prompt else _common_prefix(pair[0][0], pair[1][0])

@@ -68,6 +68,8 @@ def test_types_defaults_and_bounds() -> None:
         ("model.hidden_size", ["families  deepseek, gpt, encoder, encoder_decoder"]),
         ("model.backbone.window", ["families  gpt, encoder\n"]),
         ("model.rope_scaling", ["beta_fast"]),
+        ("finetune.epochs", ["configs/demo.yaml: 1", "configs/instructions.yaml (sft): 3", "yaml (brief): 1"]),
+        ("finetune.brief.epochs", ["finetune.brief.epochs\n", "set in    configs/instructions.yaml (brief): 1"]),
         ("", ["data.clean", "KEY=SECTION.KEY"]),
     ],
 )
@@ -82,6 +84,8 @@ def test_a_key_is_explained(name: str, lines: list[str]) -> None:
     ("name", "message"),
     [
         ("train.micro_bach", "unknown key train.micro_bach; the nearest key is train.micro_batch"),
+        ("finetune.epoch", "unknown key finetune.epoch; the nearest key is finetune.epochs"),
+        ("finetune.dpo.lora.rnk", "unknown key finetune.dpo.lora.rnk; the nearest key is finetune.dpo.lora.rank"),
         ("micro_batch", "unknown key micro_batch; there is train.micro_batch"),
         ("train.clip", "unknown key train.clip: it was renamed to train.max_grad_norm"),
     ],

@@ -239,6 +239,29 @@ def test_a_template_from_a_file(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", "strftime_now"),
+        ("{% set now = strftime_now %}{{ now('%Y') }}", "strftime_now"),
+        # No conversation of the check at loading has a system message.
+        ("{% if messages[0].role == 'system' %}{{ strftime_now('%Y') }}{% endif %}", "strftime_now"),
+        ("{{ ['Hi', 'Ho'] | random }}", "random"),
+        ("{{ lipsum(1) }}{{ strftime_now('%Y') }}", "lipsum and strftime_now"),
+    ],
+)
+def test_a_template_that_varies_is_refused(tokenizer, tmp_path, call, name):
+    path = tmp_path / "dated.jinja"
+    path.write_text(call + _HEADERS)
+    with pytest.raises(RequestError, match=rf"^t: \S+dated\.jinja uses {name}, so .*: write fixed text in its place"):
+        chat_template.load(str(path), tokenizer, "t")
+    # Weights that have recorded such a template remain usable.
+    if name == "strftime_now":
+        assert ChatTemplate(call + _HEADERS, tokenizer).stop_ids
+    path.write_text("{{ '26 Jul 2024' }}" + _HEADERS)
+    assert chat_template.load(str(path), tokenizer).text(MESSAGES).startswith("26 Jul 2024<h>")
+
+
+@pytest.mark.parametrize(
     ("messages", "message"),
     [
         ([], "at least one message"),

@@ -61,9 +61,8 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples, held_out = (kind(folder, split, tokenizer.pad_id) for split in ("train", "held-out"))
     source = manifest.require(folder, "examples").details["template"]["source"]
     template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
-    trained = replace(
-        TrainedPart.of(section, recipe.stage_key(section)), load=adapter_loader(recipe.model, section.lora)
-    )
+    load_adapter = adapter_loader(recipe.model, section.lora, recipe.stage_key(section, "lora"))
+    trained = replace(TrainedPart.of(section, recipe.stage_key(section)), load=load_adapter)
     notices = [trained.check(lambda: build_model(recipe.model, recipe.vocab_size))]
     train = _train_section(recipe, section, len(examples))
     data, micro_batch = _data(recipe, layout, section, examples, train.steps)
@@ -75,6 +74,11 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     windows = validation_windows(recipe, layout, mark_samples=train.mask_documents)
     # As many tokens as the held-out examples have, so that measuring both costs about the same.
     count = max(_LEAST_WINDOWS, -(-held_out.tokens // windows.context_length))
+
+    def check_inputs() -> None:
+        require_checkpoint(weights, target(recipe.start_of(section)))
+        trained.check_adapter(lambda: build_model(recipe.model, recipe.vocab_size))
+
     job = Job(
         run=run,
         train=train,
@@ -83,7 +87,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
         data=data,
         validation=lambda: _validation(section, held_out, micro_batch),
         earlier_validation=windows.spread(count, recipe.micro_batch),
-        check_inputs=lambda: require_checkpoint(weights, target(recipe.start_of(section))),
+        check_inputs=check_inputs,
         init_weights=lambda model, experts: load_weights(model, read_weights(weights), experts),
         chat_template=source,
         keep_best=section.keep_best,

@@ -125,7 +125,11 @@ def _peft_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def read_adapter(
-    folder: Path, section: ModelSection, lora: LoraSection, shapes: Mapping[str, torch.Size]
+    folder: Path,
+    section: ModelSection,
+    lora: LoraSection,
+    shapes: Mapping[str, torch.Size],
+    key: str = "finetune.lora",
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of an adapter in peft's format under our names.
 
@@ -134,11 +138,12 @@ def read_adapter(
         section: the model's section.
         lora: the settings that the adapter must have.
         shapes: names and shapes of the parameters of the model's adapters. Those of prediction layers are skipped.
+        key: dotted key of the settings, for messages.
 
     Raises:
         RequestError: there is no adapter, it is damaged, or it belongs to another model or has other settings.
     """
-    _require_settings(folder, lora)
+    _require_settings(folder, lora, key)
     tensors = dict(weights_in(folder))
     for name, shape in shapes.items():
         if not in_main_model(section, name):
@@ -155,14 +160,15 @@ def read_adapter(
     if tensors:
         raise RequestError(
             f"{folder} is an adapter of another model or of other layers: {next(iter(tensors))} has no place in the "
-            "recipe's model with finetune.lora.targets"
+            f"recipe's model with {key}.targets"
         )
 
 
-def adapter_loader(section: ModelSection, lora: LoraSection | None) -> Callable[[Any], None] | None:
+def adapter_loader(section: ModelSection, lora: LoraSection | None, key: str) -> Callable[[Any], None] | None:
     """Return a function that loads the adapter ``finetune.lora.adapter`` into a model, or None if there is none.
 
-    The function raises ``RequestError`` as :func:`read_adapter` does.
+    ``key`` is the dotted key of ``lora``, for messages. The function raises ``RequestError`` as :func:`read_adapter`
+    does.
     """
     if lora is None or lora.adapter is None:
         return None
@@ -170,28 +176,28 @@ def adapter_loader(section: ModelSection, lora: LoraSection | None) -> Callable[
 
     def load(model: Any) -> None:
         adapters = {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
-        weights = dict(read_adapter(folder, section, lora, {name: p.shape for name, p in adapters.items()}))
+        weights = dict(read_adapter(folder, section, lora, {name: p.shape for name, p in adapters.items()}, key))
         # The adapters of prediction layers, which peft's format lacks, stay as they are.
         load_adapters(model, {**adapters, **weights}.items())
 
     return load
 
 
-def _require_settings(folder: Path, lora: LoraSection) -> None:
+def _require_settings(folder: Path, lora: LoraSection, key: str) -> None:
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         assert isinstance(settings, dict)
     except (OSError, ValueError, AssertionError):
-        raise RequestError(f"{folder}: no {CONFIG} can be read: name a folder that peft saved an adapter in") from None
+        raise RequestError(
+            f"{key}.adapter={folder}: no {CONFIG} can be read: name a folder that peft saved an adapter in"
+        ) from None
     keys = {"r": ("rank", lora.rank), "lora_alpha": ("alpha", lora.alpha), "use_dora": ("dora", lora.dora)}
-    for key, (ours, wanted) in keys.items():
-        if settings.get(key, False) != wanted:
-            raise RequestError(
-                f"{folder}: {key} is {settings.get(key)}: set finetune.lora.{ours} to that, not {wanted}"
-            )
-    for key, supported in {"peft_type": "LORA", "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}.items():
-        if (value := settings.get(key)) not in (supported, None):
-            raise RequestError(f"{folder}: {key} is {value}, but only {supported} is supported")
+    for name, (ours, wanted) in keys.items():
+        if settings.get(name, False) != wanted:
+            raise RequestError(f"{folder}: {name} is {settings.get(name)}: set {key}.{ours} to that, not {wanted}")
+    for name, supported in {"peft_type": "LORA", "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}.items():
+        if (value := settings.get(name)) not in (supported, None):
+            raise RequestError(f"{folder}: {name} is {value}, but only {supported} is supported")
 
 
 def _our_tensor(name: str, shape: torch.Size, tensor: torch.Tensor) -> torch.Tensor:

@@ -75,20 +75,31 @@ class TrainedPart:
     def check(self, build_model: Callable[[], Any]) -> str:
         """Check the patterns on a model without memory, which ``build_model`` returns.
 
-        This also reads the adapter to start from. Returns a line about the trained part, or "" if all parameters are
-        trained.
+        Returns a line about the trained part, or "" if all parameters are trained.
 
         Raises:
             RequestError: as for :meth:`prepare`.
         """
-        with torch.device("meta"):
-            model = build_model()
-        self.prepare(model, 0, new=False)
-        if self.load:
-            self.load(model)
+        model = self._on_meta(build_model)
         numbers = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
         trained, total = (sum(column) for column in zip(*numbers, strict=True))
         return "" if trained == total else f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})"
+
+    def check_adapter(self, build_model: Callable[[], Any]) -> None:
+        """Read the adapter to start from, if any. A run that resumes from a checkpoint does not need it.
+
+        Raises:
+            RequestError: there is no adapter, or it does not fit the model that ``build_model`` returns.
+        """
+        if self.load:
+            self.load(self._on_meta(build_model))
+
+    def _on_meta(self, build_model: Callable[[], Any]) -> Any:
+        """Return the prepared model without memory."""
+        with torch.device("meta"):
+            model = build_model()
+        self.prepare(model, 0, new=False)
+        return model
 
     @torch.no_grad()
     def _reset(self, model: Any, name: str, seed: str, new: bool) -> None:

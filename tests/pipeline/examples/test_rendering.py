@@ -1,8 +1,5 @@
 """Chat examples as they are published: long ones, templates, preferences, and what is kept for inspection."""
 
-import json
-
-import pyarrow.parquet as parquet
 import pytest
 import tokenizers
 import yaml
@@ -14,45 +11,12 @@ from configs.run_layout import RunLayout
 from pipeline.__main__ import main
 from pipeline.documents import stage as documents
 from pipeline.examples import chat, rendering
-from tests.support.pipeline.corpora import RECIPE, of_jsonl, overrides, texts, write_jsonl
+from tests.support.pipeline.chat_examples import build_examples, example_options
+from tests.support.pipeline.corpora import RECIPE, overrides, texts, write_jsonl
 from tokenizer import chat_template
 from tokenizer.chat_template import BUILT_IN, IGNORED
 from tokenizer.registry import load_tokenizer
 from tokenizer.train import train
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """The folder of a run with a tokenizer. Each test gives its examples a stage of its own."""
-    folder = tmp_path_factory.mktemp("run")
-    recipe = of_jsonl(folder, write_jsonl(folder / "corpus.jsonl", texts(30)))
-    documents.build(recipe)
-    train(recipe)
-    return folder
-
-
-_numbers = iter(range(1000))
-
-
-def _options(root, records, *more, held_out=0.2):
-    path = root / f"records{next(_numbers)}.jsonl"
-    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    source = ("data.source.kind=jsonl", f"data.source.path={root / 'corpus.jsonl'}")
-    examples = ("finetune.examples.kind=files", f"finetune.examples.path={path}", f"finetune.name={path.stem}")
-    held = (f"finetune.examples.held_out_fraction={held_out}", "data.max_bad_fraction=0.5")
-    return overrides(root, *source, *examples, *held, *more)
-
-
-def _build(root, records, *more, **keys):
-    """Build examples. Returns the manifest, all rows by source, the rejected rows, and the tokenizer."""
-    recipe = load_recipe(RECIPE, _options(root, records, *more, **keys))
-    (stage,) = recipe.finetune
-    published = chat.build(recipe, stage)
-    folder = RunLayout.of(recipe).examples_of(stage.name)
-    sides = [parquet.read_table(folder / f"{name}-00000.parquet").to_pylist() for name in ("train", "held-out")]
-    rejected = folder / "rejected-00000.parquet"
-    kept = parquet.read_table(rejected).to_pylist() if rejected.exists() else []
-    return published, {row["source"]: row for side in sides for row in side}, kept, sides
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +37,7 @@ def _long_records():
 @pytest.mark.parametrize("too_long", ["drop", "cut", "split"])
 def test_long_answers(root, tokenizer, too_long):
     more = ("finetune.max_length=48", f"finetune.examples.too_long={too_long}")
-    published, rows, kept, _ = _build(root, _long_records(), *more)
+    published, rows, kept, _ = build_examples(root, _long_records(), *more)
     reason = {"drop": rendering.TOO_LONG, "cut": rendering.CUT, "split": rendering.EXCHANGE_TOO_LONG}[too_long]
     assert [(row["reason"], row["text"][:16]) for row in kept] == [(reason, "user: Count.\nass")]
     assert all(len(row["ids"]) <= 48 for row in rows.values())
@@ -87,7 +51,7 @@ def test_long_answers(root, tokenizer, too_long):
 
 def test_nothing_to_learn_is_left_of_a_long_question(root):
     records = [*_long_records(), {"prompt": "Why? " * 60, "completion": "So."}]
-    published, rows, kept, _ = _build(root, records, "finetune.max_length=48", "finetune.examples.too_long=cut")
+    published, rows, kept, _ = build_examples(root, records, "finetune.max_length=48", "finetune.examples.too_long=cut")
     assert published.counts["dropped"] == {rendering.NOTHING_LEFT: 1} and len(rows) == 9 and len(kept) == 2
 
 
@@ -99,7 +63,7 @@ def test_conversations_are_split_between_turns(root, tokenizer):
     others = [[{"role": "user", "content": f"Hi {n}."}, {"role": "assistant", "content": f"Ho {n}."}] for n in range(6)]
     records = [{"messages": conversation} for conversation in (messages, *others)]
     more = ("finetune.max_length=80", "finetune.examples.too_long=split")
-    published, rows, kept, sides = _build(root, records, *more)
+    published, rows, kept, sides = build_examples(root, records, *more)
     parts = {source: row for source, row in rows.items() if ", part" in source}
     assert len(parts) > 2 and published.counts["altered"] == {rendering.SPLIT: 1}
     assert published.counts["dropped"] == {rendering.EXCHANGE_TOO_LONG: 1} and "Answer 3. Long" in kept[0]["text"]
@@ -116,7 +80,7 @@ def test_plain_texts_are_learned_completely_and_split_anywhere(root, tokenizer):
     records = [{"text": text} for text in texts(6, seed=5, sentences=3)]
     records += [{"text": texts(1, seed=6, sentences=30)[0]}, {"text": "Short."}]
     more = ("finetune.max_length=300", "finetune.examples.too_long=split")
-    _, rows, _, _ = _build(root, records, *more)
+    _, rows, _, _ = build_examples(root, records, *more)
     short = next(row for row in rows.values() if row["answer"] == "Short.")
     assert short["ids"] == short["labels"] == [*tokenizer.encode("Short."), tokenizer.end_of_text_id]
     parts = [row for source, row in rows.items() if "line 7, part" in source]
@@ -137,7 +101,7 @@ def test_templates_and_their_record(root, tokenizer, tmp_path):
     records = [{"instruction": f"Do {n}.", "output": f"Done {n}. <|endoftext|>"} for n in range(8)]
     records.append({**records[0], "system": "Be brief."})
     for name, stop in (("chatml", "<|end|>"), ("instruction", "<|endoftext|>"), (str(path), "<|endoftext|>")):
-        published, rows, kept, _ = _build(root, records, f"finetune.examples.template={name}")
+        published, rows, kept, _ = build_examples(root, records, f"finetune.examples.template={name}")
         first = next(row for row in rows.values() if row["question"] == "Do 1.")
         assert _learned(tokenizer, first["labels"]) == f"Done 1. <|endoftext|>{stop}"
         assert sum(tokenizer.is_reserved(token) for token in first["labels"] if token != IGNORED) == 1
@@ -146,7 +110,7 @@ def test_templates_and_their_record(root, tokenizer, tmp_path):
             chat_template.ChatTemplate(record["source"], tokenizer).stop_ids
         )
     assert [row["reason"] for row in kept] == ["refused by the template: no system messages"]
-    options = _options(root, records, f"finetune.examples.template={path}")
+    options = example_options(root, records, f"finetune.examples.template={path}")
     recipe = load_recipe(RECIPE, options)
     assert chat.build(recipe, recipe.finetune[0]) is not None and chat.build(recipe, recipe.finetune[0]) is None
     # The content of the file counts, not its name.
@@ -156,11 +120,11 @@ def test_templates_and_their_record(root, tokenizer, tmp_path):
     moved.write_text(moved.read_text().replace(": ", " - "))
     assert chat.build(recipe, recipe.finetune[0]) is not None
     with pytest.raises(RequestError, match="nowhere is neither millrace, chatml, instruction nor a file"):
-        _build(root, records, "finetune.examples.template=nowhere")
+        build_examples(root, records, "finetune.examples.template=nowhere")
 
 
 def test_loss_on_all(root):
-    _, rows, _, _ = _build(root, _long_records()[:8], "finetune.examples.loss_on=all")
+    _, rows, _, _ = build_examples(root, _long_records()[:8], "finetune.examples.loss_on=all")
     assert all(row["labels"] == row["ids"] for row in rows.values())
 
 
@@ -178,7 +142,7 @@ def test_preferences(root, tokenizer):
     }
     equal = {"prompt": "Hi.", "chosen": "Ho.", "rejected": "Ho."}
     records = [*_pairs(), {"prompt": prompt, **answers}, equal, _pairs()[0]]
-    published, rows, kept, sides = _build(root, records, "finetune.method=dpo")
+    published, rows, kept, sides = build_examples(root, records, "finetune.method=dpo")
     assert list(next(iter(rows.values()))) == [
         "ids_chosen",
         "labels_chosen",
@@ -205,7 +169,7 @@ def test_preferences(root, tokenizer):
 
 def test_pairs_with_the_same_prompt_stay_on_one_side(root):
     pairs = _pairs() + [{**pair, "rejected": f"Another no to {n}."} for n, pair in enumerate(_pairs())]
-    _, _, _, (train_side, held_out) = _build(root, pairs, "finetune.method=dpo")
+    _, _, _, (train_side, held_out) = build_examples(root, pairs, "finetune.method=dpo")
     assert len(held_out) >= 2
     assert not {row["question"] for row in train_side} & {row["question"] for row in held_out}
 
@@ -220,7 +184,7 @@ def test_long_preferences_are_dropped_or_cut(root):
         ("cut", 13, {rendering.NOTHING_LEFT: 1}),
     ):
         more = ("finetune.method=dpo", "finetune.max_length=64", f"finetune.examples.too_long={too_long}")
-        published, rows, _, _ = _build(root, [*_pairs(), long, late], *more)
+        published, rows, _, _ = build_examples(root, [*_pairs(), long, late], *more)
         assert len(rows) == rows_left and published.counts["dropped"] == dropped
 
 
@@ -228,14 +192,14 @@ def test_rejected_answers_from_single_answers(root):
     records = [{"instruction": f"Say number {n}.", "output": f"Number {n}."} for n in range(40)]
     records += [{"text": "No question."}, records[0]]
     more = ("finetune.method=dpo", "finetune.examples.rejected=verbose", "data.max_bad_fraction=0.5")
-    published, rows, _, _ = _build(root, records, *more)
+    published, rows, _, _ = build_examples(root, records, *more)
     assert len(rows) == 40 and published.counts["dropped"] == {chat.REPEATED: 1}
     for row in rows.values():
         before, _, after = row["rejected"].partition(row["chosen"])
         assert row["chosen"] in row["rejected"] and before.endswith((": ", ". ")) and (not after or after[0] == " ")
     assert len({row["rejected"].replace(row["chosen"], "") for row in rows.values()}) == 16
     with pytest.raises(RequestError, match=r"examples\.rejected is read with method=dpo only"):
-        _build(root, records, "finetune.examples.rejected=verbose")
+        build_examples(root, records, "finetune.examples.rejected=verbose")
 
 
 @pytest.mark.parametrize(
@@ -254,12 +218,12 @@ def test_rejected_answers_from_single_answers(root):
 )
 def test_a_stage_that_learns_preferences_needs_them(root, records, more, message):
     with pytest.raises(RequestError, match=message):
-        _build(root, records, "finetune.method=dpo", *more)
+        build_examples(root, records, "finetune.method=dpo", *more)
 
 
 def test_rejected_examples_are_shown(root, capsys):
     records = [*_long_records(), _long_records()[0], {"prompt": "Empty.", "completion": ""}]
-    options = _options(root, records, "finetune.max_length=48")
+    options = example_options(root, records, "finetune.max_length=48")
     recipe = load_recipe(RECIPE, options)
     assert main(["examples", "--recipe", str(RECIPE), *options]) == 0
     assert "2 dropped (1 longer than finetune.max_length, 1 the same conversation" in capsys.readouterr().out
@@ -288,13 +252,13 @@ def test_a_ready_tokenizer_needs_another_template(tmp_path):
     bpe.save(str(tmp_path / "tokenizer.json"))
     write_jsonl(tmp_path / "corpus.jsonl", texts(20))
     more = ("tokenizer.kind=huggingface", f"tokenizer.path={tmp_path / 'tokenizer.json'}", "model.vocab_size=400")
-    recipe = load_recipe(RECIPE, _options(tmp_path, _pairs(), *more, "finetune.method=dpo"))
+    recipe = load_recipe(RECIPE, example_options(tmp_path, _pairs(), *more, "finetune.method=dpo"))
     documents.build(recipe)
     train(recipe)
     with pytest.raises(RequestError, match=r"set finetune.examples.template=chatml or finetune.examples.template="):
         chat.build(recipe, recipe.finetune[0])
     for template in ("chatml", "instruction"):
-        _, rows, _, _ = _build(
+        _, rows, _, _ = build_examples(
             tmp_path, _pairs(), *more, "finetune.method=dpo", f"finetune.examples.template={template}"
         )
         ready = load_tokenizer(RunLayout.of(recipe).tokenizer)

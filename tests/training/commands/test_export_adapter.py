@@ -126,15 +126,17 @@ def test_an_adapter_is_read_back(name: str, tmp_path: Path) -> None:
     assert set(read) == {key for key in adapters if name != "deepseek" or not key.startswith("model.layers.2.")}
     assert all(torch.equal(tensor, adapters[key]) for key, tensor in read.items())
     other = lora.model_copy(update={"rank": lora.rank + 1})
-    with pytest.raises(RequestError, match=rf"adapter: r is {lora.rank}: set finetune.lora.rank to that, not"):
-        dict(read_adapter(folder, recipe.model, other, shapes))
+    with pytest.raises(RequestError, match=rf"adapter: r is {lora.rank}: set finetune\.b\.lora\.rank to that, not"):
+        dict(read_adapter(folder, recipe.model, other, shapes, "finetune.b.lora"))
     with pytest.raises(
         RequestError, match=r"an adapter of another model or of other layers: \S+ is \(.*, for this rec"
     ):
         dict(read_adapter(folder, recipe.model, lora, {key: torch.Size((9, *s[1:])) for key, s in shapes.items()}))
     fewer = {key: shape for key, shape in shapes.items() if ".mlp." not in key}
-    with pytest.raises(RequestError, match=r"other layers: \S+ has no place in the recipe's model"):
-        dict(read_adapter(folder, recipe.model, lora, fewer))
+    with pytest.raises(
+        RequestError, match=r"other layers: \S+ has no place in the recipe's model with finetune\.b\.lora\.tar"
+    ):
+        dict(read_adapter(folder, recipe.model, lora, fewer, "finetune.b.lora"))
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(RequestError, match=r"no adapter_config.json can be read"):
-        dict(read_adapter(folder, recipe.model, lora, shapes))
+    with pytest.raises(RequestError, match=r"^finetune\.b\.lora\.adapter=.*: no adapter_config.json can be read"):
+        dict(read_adapter(folder, recipe.model, lora, shapes, "finetune.b.lora"))

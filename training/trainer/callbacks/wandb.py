@@ -1,5 +1,6 @@
 """Logs to Weights & Biases from a background thread, so that neither the network nor an error affects training."""
 
+import contextlib
 import importlib.util
 import queue
 import secrets
@@ -17,7 +18,7 @@ from configs.schema.tracking import WandbSection
 
 #: The file in the training folder with the W&B run's id, which a resumed run reads.
 ID_FILE = "wandb-id"
-#: Records that wait for the thread. If W&B falls behind further, records are dropped.
+#: Records that wait for the thread. If W&B falls behind further, the oldest ones are dropped.
 _BACKLOG = 10_000
 #: Seconds to wait for the last uploads when training ends or is interrupted.
 _FINISH_SECONDS = 10
@@ -75,12 +76,15 @@ class WandbWriter:
     def _put(self, record: dict[str, Any] | None) -> None:
         if not self._thread.is_alive():
             return
-        try:
-            self._records.put_nowait(record)
-        except queue.Full:
+        # The oldest record makes room: the last values become the run's summary, and None must always arrive.
+        while True:
+            with contextlib.suppress(queue.Full):
+                return self._records.put_nowait(record)
             if not self._is_dropping:
                 warn("W&B cannot keep up: some records are not logged there")
             self._is_dropping = True
+            with contextlib.suppress(queue.Empty):
+                self._records.get_nowait()
 
     def _work(self) -> None:
         try:

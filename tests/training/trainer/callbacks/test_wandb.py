@@ -3,8 +3,10 @@
 import contextlib
 import importlib.util
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -119,6 +121,38 @@ def test_the_death_of_wandbs_process_does_not_reach_training(
         writer.add(step, {"train/loss": 1.0})
     writer.close()
     assert capsys.readouterr().err.count("warning") <= 1
+
+
+# One start of wandb's own process.
+def test_a_slow_wandb_gets_the_last_records_and_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The backlog stays full until ``close`` waits for the thread, and adding records does not wait."""
+    run, ready = context(tmp_path, "offline").run, threading.Event()
+    start = WandbWriter._init
+
+    def slow_start(self: WandbWriter, package: Any) -> Any:
+        ready.wait()
+        return start(self, package)
+
+    monkeypatch.setattr(WandbWriter, "_init", slow_start)
+    monkeypatch.setattr(ours, "_BACKLOG", 3)
+    writer = WandbWriter(SECTION.model_copy(update={"mode": "offline"}), run)
+    for step in range(1, 10):
+        writer.add(step, {"train/loss": float(step)})
+    join = writer._thread.join
+
+    def join_when_ready(timeout: float) -> None:
+        ready.set()
+        join(timeout)
+
+    monkeypatch.setattr(writer._thread, "join", join_when_ready)
+    writer.close()
+    assert capsys.readouterr().err.count("W&B cannot keep up: some records are not logged there") == 1
+    (path,) = run.folder.glob("wandb/offline-run-*/*.wandb")
+    records = read_wandb(path)
+    assert [row["step"] for row in history(records)] == [8, 9]
+    assert any(record.WhichOneof("record_type") == "exit" for record in records)
 
 
 def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
