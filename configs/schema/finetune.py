@@ -1,5 +1,6 @@
 """Fine-tuning: one stage, or several in a row."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from configs.schema.tracking import EarlyStoppingSection
 
 #: Default of `replay`. In the demo, it lowers what fine-tuning forgets from 13% to 2% of the pretraining loss.
 REPLAY = 0.25
+#: Number of validations, unless ``eval_every`` is set.
+_VALIDATIONS = 10
 #: Names with another meaning: for ``generate.stage``, as a folder, or among the inputs of an evaluation.
 _OTHER_STAGES = ("pretrain", "finetune", "previous", "tokens")
 #: Methods that learn from pairs of a chosen and a rejected answer.
@@ -194,6 +197,14 @@ class FinetuneSection(Section):
     def replayed(self) -> float:
         """Approximate fraction of a step's tokens that are pretraining text."""
         return self.replay if self.replay is not None else REPLAY if self.packs else 0.0
+
+    def steps(self, examples: int) -> int:
+        """Return the number of optimizer steps over this number of training examples."""
+        return max(1, math.ceil(self.epochs * examples / self.batch_examples))
+
+    def validation_interval(self, steps: int) -> int:
+        """Return the number of steps between validations in a stage of ``steps`` steps, or 0."""
+        return math.ceil(steps / _VALIDATIONS) if self.eval_every is None else self.eval_every
 
     def faults_for(self, model: ModelSection) -> Iterator[tuple[str, str]]:
         """Yield a key and what is wrong with it, for each choice of the trained part that does not fit a model."""

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,11 +21,14 @@ from configs.load import load_recipe
 from launch import supervise as supervising
 from launch.logs import Output
 from launch.plan import Plan
-from launch.preflight import check_memory, visible_gpus
+from launch.preflight import check_disk, check_memory, visible_gpus
 from launch.slurm.training_job import check_least_nodes
 from launch.start import plan, why_failed
 from tests.support.launch.runs import RECIPE, ended, launch
+from tests.support.training.pairs import with_pairs
 from training.estimate.device import device_of
+from training.estimate.memory import checkpoint_bytes
+from training.runs import finetune_run
 
 _LITE = RECIPE.parents[1] / "configs" / "deepseek-v2-lite.yaml"
 _TIMED_OUT = "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError\n"
@@ -181,6 +185,33 @@ def test_a_job_runs_on_other_gpus_than_this_machines(gpu: None) -> None:
         load_recipe(_LITE, ["launch.kind=slurm", "train.micro_batch=36", "train.activation_checkpointing=none"])
     )
     assert line.startswith("warning: a rank is estimated to need")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        ([], 4),  # 6 steps with a validation each: the 2 newest, the best, and the one being written
+        (["finetune.keep_best=false"], 1),  # only the last step's
+        (["finetune.eval_every=3"], 2),
+        (["finetune.keep_best=false", "train.save_every=1"], 3),
+        (["finetune.keep_best=false", "train.save_every=4"], 2),  # after step 4 and after the last one
+        (["finetune.keep_best=false", "train.save_every=1", "train.keep_every=3"], 5),
+        (["finetune.epochs=0.6", "train.steps=1000", "train.save_every=1"], 2),
+    ],
+)
+def test_the_disk_has_space_for_a_stages_own_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], most: int
+) -> None:
+    """The stage has 12 examples, 4 per step."""
+    recipe, layout = with_pairs(tmp_path, None, "finetune.epochs=2", *overrides)
+    run = finetune_run(recipe, layout, "dpo")
+    size = checkpoint_bytes(recipe, recipe.finetune[0])
+    for free, warned in ((most * size, False), (most * size - 1, most > 1)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        if free < size:
+            continue
+        warnings = check_disk(recipe, run, layout)
+        assert len(warnings) == warned and all(f"up to {most} checkpoints" in line for line in warnings)
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

@@ -3,7 +3,6 @@
 Only the assistant's messages contribute to the loss.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -36,8 +35,6 @@ from training.preference.objective import PreferenceObjective
 from training.preference.reference import Reference, reference_inputs
 from training.runs import finetune_run, finished_checkpoint, next_run
 
-#: Number of validations during fine-tuning, unless the recipe sets ``eval_every``.
-_VALIDATIONS = 10
 #: Minimum number of windows of pretraining's validation text that measure what fine-tuning forgets.
 _LEAST_WINDOWS = 16
 
@@ -128,7 +125,7 @@ def _validation(section: FinetuneSection, held_out: Any, batch: int) -> list[Bat
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:
     """Return the recipe's train section, modified for fine-tuning."""
-    steps = max(1, math.ceil(section.epochs * examples / section.batch_examples))
+    steps = section.steps(examples)
     schedule = ScheduleSection(
         kind="cosine",
         warmup_steps=min(steps - 1, round(steps * section.warmup_fraction)),
@@ -141,7 +138,7 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "context_length": section.max_length,
         "mask_documents": section.packs,  # without packing, every sample is a single example
         "router_bias_update_rate": 0.0,
-        "eval_every": math.ceil(steps / _VALIDATIONS) if section.eval_every is None else section.eval_every,
+        "eval_every": section.validation_interval(steps),
         "early_stopping": section.early_stopping,
         "simulate_crash_at": None,
     }
