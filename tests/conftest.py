@@ -83,7 +83,8 @@ def _seed() -> None:
 
 def _forget_rank() -> Iterator[None]:
     """Remove the variables of a rank that tests set. Otherwise, ``accelerate`` would join a group in a later test of
-    another library, and leave it to the tests after that."""
+    another library, and leave it to the tests after that.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     before = {name: os.environ.get(name) for name in names}
     yield
