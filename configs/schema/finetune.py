@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from configs.schema.adapter import LoraSection
-from configs.schema.base import Section
+from configs.schema.base import NonIdentity, Section
 from configs.schema.examples import ExamplesSection
 from configs.schema.models.base import ModelSection
 from configs.schema.preference import PreferenceSection
@@ -72,11 +72,11 @@ class FinetuneSection(Section):
         description="Approximate fraction of a step's tokens that are pretraining text, with a loss on every token. "
         "It keeps the model from forgetting. Requires `packing`. Defaults to 0.25 if examples are packed, else 0.",
     )
-    eval_every: int | None = Field(
+    eval_every: NonIdentity[int | None] = Field(
         None,
         ge=0,
         description="Steps between validations on the held-out examples. Defaults to a tenth of the steps. With 0, "
-        "validation runs only after the last step.",
+        "validation runs only after the last step. With `early_stopping`, a changed value defines another run.",
     )
     early_stopping: EarlyStoppingSection | None = Field(None, description="By default, fine-tuning does not end early.")
     keep_best: bool = Field(
@@ -181,7 +181,9 @@ class FinetuneSection(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return the keys that define the stage. A default that is written out makes no difference."""
-        return {**super().identity(), "packing": self.packs, "replay": self.replayed}
+        # Validations only observe the training, unless they end it.
+        validations = {"eval_every": self.eval_every} if self.early_stopping else {}
+        return {**super().identity(), **validations, "packing": self.packs, "replay": self.replayed}
 
     @property
     def rows(self) -> int:
