@@ -258,6 +258,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         data=data,
         validation=job.validation(),
         earlier_validation=job.earlier_validation,
+        earlier_objective=Objective(recipe.model, recipe.train),
         balancer=balancer,
         saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),
         stop=stop,

@@ -69,7 +69,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     weights = start[0]
     if recipe.start_of(section) != "pretrain" and chat_template_of(weights, tokenizer).source != source:
         notices.append(f"the chat template differs from the one that {weights} was trained with")
-    windows = validation_windows(recipe, layout, mark_samples=train.mask_documents)
+    windows = validation_windows(recipe, layout)
     # As many tokens as the held-out examples have, so that measuring both costs about the same.
     count = max(_LEAST_WINDOWS, -(-held_out.tokens // windows.context_length))
     job = Job(

@@ -23,11 +23,13 @@ from tests.support.training.pairs import HELD_OUT, MODEL, PAIRS, STAGE, start_we
 from tests.support.training.workers import fork_workers
 from tests.support.waiting import wait_until
 from training.__main__ import main
+from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.data.preferences import PreferenceExamples
 from training.evaluate.preferences import evaluate_preferences
 from training.models.registry import init_weights
+from training.objective import Objective
 from training.optim.build import build_optimizer
 from training.optim.schedules import learning_rate
 from training.preference.loss import REWARDS
@@ -68,7 +70,8 @@ def follow(recipe: Recipe, layout: RunLayout, steps: int) -> tuple[list[list[flo
     (section,) = recipe.finetune
     assert section.preference is not None
     model, reference = start_weights(recipe), start_weights(recipe)
-    objective = PreferenceObjective(recipe.model, recipe.train, section.preference)
+    unmasked = recipe.train.model_copy(update={"mask_documents": False})
+    objective = PreferenceObjective(recipe.model, unmasked, section.preference)
     splits = {name: PreferenceExamples(layout.examples_of("dpo"), name, PAD) for name in ("train", "held-out")}
     for split in splits.values():
         with torch.no_grad():
@@ -100,12 +103,28 @@ def check(root: Path, ranks: int, *overrides: str) -> None:
     train(root, *overrides, ranks=ranks)
     assert recorded(layout, "train") == [pytest.approx(row, abs=2e-5) for row in expected]
     assert recorded(layout, "validation")[-1] == pytest.approx(validated, abs=2e-5)
+    before = next(r for r in read_records(layout.finetune("dpo") / "metrics.jsonl") if r["kind"] == "validation")
+    assert (before["step"], before["pretraining_loss"]) == (
+        0,
+        pytest.approx(pretraining_loss(recipe, layout), abs=2e-5),
+    )
+
+
+@torch.no_grad()
+def pretraining_loss(recipe: Recipe, layout: RunLayout) -> float:
+    """The start weights' loss on pretraining's validation text, with pretraining's objective."""
+    (batch,) = validation_windows(recipe, layout).spread(16, 16)
+    loss, count = Objective(recipe.model, recipe.train).cross_entropy(start_weights(recipe), batch)
+    return float(loss / count)
 
 
 @pytest.mark.engine
 def test_two_expert_parallel_ranks_equal_one_device(tmp_path: Path) -> None:
-    """With ZeRO 3, and with an odd number of batches of held-out pairs for the two ranks."""
-    check(tmp_path, 2, "train.zero_stage=3", *IPO)
+    """With ZeRO 3, and with an odd number of batches of held-out pairs for the two ranks.
+
+    Pretraining masked documents. What is forgotten is measured with the same masks.
+    """
+    check(tmp_path, 2, "train.zero_stage=3", "train.mask_documents=true", *IPO)
 
 
 @pytest.mark.slow
