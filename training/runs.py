@@ -7,10 +7,11 @@ from artefacts import command_hints, fingerprint, manifest
 from artefacts.differences import first_difference
 from artefacts.errors import RequestError
 from artefacts.manifest import Manifest
-from artefacts.training_folder import CHECKPOINTS, TrainingRun, finished
+from artefacts.training_folder import CHECKPOINTS, TrainingRun, finished, read_identity
 from configs.checks.run_weights import ADAPTER, BACKBONE
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
 from configs.schema.models.classifier import ClassifierSection
 from pipeline.examples.identity import examples_identity
 
@@ -174,6 +175,17 @@ def finetune_run(recipe: Recipe, layout: RunLayout, name: str) -> TrainingRun:
     if stage.lora and stage.lora.adapter:
         inputs[ADAPTER] = _adapter_fingerprint(Path(stage.lora.adapter), recipe.stage_key(stage, "lora.adapter"))
     return TrainingRun("finetune", layout.finetune(name), identity, inputs, name)
+
+
+def check_adapter(recipe: Recipe, layout: RunLayout, stage: FinetuneSection) -> None:
+    """Raise ``RequestError`` if the adapter that a stage started from was removed or replaced since."""
+    if stage.lora and stage.lora.adapter:
+        key, folder = recipe.stage_key(stage, "lora.adapter"), layout.finetune(stage.name)
+        if _adapter_fingerprint(Path(stage.lora.adapter), key) != read_identity(folder).get("inputs", {}).get(ADAPTER):
+            raise RequestError(
+                f"{key}={stage.lora.adapter}: {folder} started from another adapter: restore that one, or train the "
+                f"stage again: `{command_hints.make('finetune', None, 'run.replace=finetune')}`"
+            )
 
 
 def _adapter_fingerprint(folder: Path, key: str) -> str:

@@ -24,13 +24,11 @@ from training.data.examples import ExampleData
 from training.data.packed_examples import PackedExampleData, packed_in_order
 from training.data.preferences import PreferenceExamples
 from training.data.replay import Replay, samples_per_step
-from training.export.adapter import adapter_loader
 from training.export.weights import load_weights
 from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
-from training.model_loading import chat_template_of
+from training.model_loading import chat_template_of, trained_part
 from training.models.registry import build_model
-from training.optim.trained_part import TrainedPart
 from training.preference.objective import PreferenceObjective
 from training.preference.reference import Reference, reference_inputs
 from training.runs import finetune_run, finished_checkpoint, next_run
@@ -58,9 +56,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples, held_out = (kind(folder, split, tokenizer.pad_id) for split in ("train", "held-out"))
     source = manifest.require(folder, "examples").details["template"]["source"]
     template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
-    trained = replace(
-        TrainedPart.of(section, recipe.stage_key(section)), load=adapter_loader(recipe.model, section.lora)
-    )
+    trained = trained_part(recipe, section)
     notices = [trained.check(lambda: build_model(recipe.model, recipe.vocab_size))]
     train = _train_section(recipe, section, len(examples))
     data, micro_batch = _data(recipe, layout, section, examples, train.steps)
