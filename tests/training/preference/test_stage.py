@@ -29,6 +29,7 @@ from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.data.preferences import PreferenceExamples
+from training.estimate import flops_per_token
 from training.evaluate.preferences import evaluate_preferences
 from training.evaluate.results import Evaluation
 from training.export.adapter import write_adapter
@@ -164,6 +165,9 @@ def test_a_killed_stage_with_a_damaged_reference_resumes_from_the_start_weights(
     kept = np.load(layout.finetune("dpo") / "reference" / "held-out.npy")
     tuned = layout.finetune("dpo") / "checkpoints" / f"step-{steps:08d}"
     assert before(recipe, layout, tuned) == pytest.approx(-float(kept[:, 0].sum()) / tokens, abs=1e-5)
+    section, record = recipe.finetune[0], [*read_records(layout.finetune("dpo") / "metrics.jsonl")][-2]
+    flops = flops_per_token(recipe.model, recipe.vocab_size, section.max_length, predicts=False, stage=section)
+    assert record["model_flops_per_second"] == pytest.approx(record["tokens_per_second"] * flops, rel=1e-3)
     folder, reference = folders["killed"], folders["killed"] / "reference"
     process = start(_command, command["killed"])
     # A step whose number differs from run to run, but is before the last one.
