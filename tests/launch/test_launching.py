@@ -16,19 +16,21 @@ import pytest
 
 from artefacts import lock
 from artefacts.errors import RequestError
+from artefacts.training_folder import checkpoint_name
 from artefacts.worker_status import LOGS, Worker, header, rank_log
 from configs.load import load_recipe
 from launch import supervise as supervising
 from launch.logs import Output
 from launch.plan import Plan
 from launch.preflight import check_disk, check_memory, visible_gpus
+from launch.slurm.in_job import Progress, has_progressed, saved_progress
 from launch.slurm.training_job import check_least_nodes
 from launch.start import plan, why_failed
 from tests.support.launch.runs import RECIPE, ended, launch
 from tests.support.training.pairs import with_pairs
 from training.estimate.device import device_of
 from training.estimate.memory import checkpoint_bytes
-from training.runs import finetune_run
+from training.runs import finetune_run, pretrain_run
 
 _LITE = RECIPE.parents[1] / "configs" / "deepseek-v2-lite.yaml"
 _TIMED_OUT = "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError\n"
@@ -158,6 +160,24 @@ def test_the_holder_of_a_lock_is_named(tmp_path: Path) -> None:
         lock.refuse_if_held(tmp_path / "run")
     with lock.share(tmp_path / "run", lambda: None):
         lock.refuse_if_held(tmp_path / "run")
+
+
+def test_a_job_that_replaced_a_longer_run_has_progressed(tmp_path: Path) -> None:
+    recipe, layout = with_pairs(tmp_path)
+
+    def progress_after(seed: int, *steps: int) -> Progress:
+        changed = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
+        run = pretrain_run(changed, layout)
+        run.open("", replace=True)
+        for step in steps:
+            (run.folder / "checkpoints" / checkpoint_name(step)).mkdir(parents=True)
+        return saved_progress(recipe, layout, "pretrain")
+
+    earlier = progress_after(1, 50)
+    assert has_progressed(progress_after(recipe.run.seed), earlier)
+    assert not has_progressed(earlier, replaced := progress_after(2))
+    assert has_progressed(earlier, saved := progress_after(2, 4)) and has_progressed(replaced, saved)
+    assert not has_progressed(saved, saved) and has_progressed(saved, progress_after(2, 8))
 
 
 @pytest.fixture
