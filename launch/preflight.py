@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from artefacts.errors import RequestError
-from artefacts.manifest import require_sound
+from artefacts.manifest import require, require_sound
 from artefacts.training_folder import TrainingRun, checkpoints
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
@@ -34,7 +34,7 @@ def preflight(recipe: Recipe, run: TrainingRun, layout: RunLayout, here: bool = 
     if here:
         check_gpus(recipe)
     stage = recipe.stage(run.name) if run.stage == "finetune" else None
-    return [*_check_host_name(recipe), *check_memory(recipe, stage), *check_disk(recipe, run, stage)]
+    return [*_check_host_name(recipe), *check_memory(recipe, stage), *check_disk(recipe, run, layout)]
 
 
 def _check_host_name(recipe: Recipe) -> list[str]:
@@ -116,12 +116,13 @@ def check_memory(recipe: Recipe, stage: FinetuneSection | None = None) -> list[s
     return [f"warning: {message}"]
 
 
-def check_disk(recipe: Recipe, run: TrainingRun, stage: FinetuneSection | None = None) -> list[str]:
+def check_disk(recipe: Recipe, run: TrainingRun, layout: RunLayout) -> list[str]:
     """Return a warning if the disk does not have enough space for all checkpoints that the run keeps.
 
     Raises:
         RequestError: there is not even space for a single checkpoint.
     """
+    stage = recipe.stage(run.name) if run.stage == "finetune" else None
     size = checkpoint_bytes(recipe, stage)
     free = shutil.disk_usage(_nearest(run.folder)).free
     if free < size:
@@ -129,11 +130,7 @@ def check_disk(recipe: Recipe, run: TrainingRun, stage: FinetuneSection | None =
             f"{run.folder}: a checkpoint takes {_gigabytes(size)}, but the disk has {_gigabytes(free)} free: free some "
             "space, or set run.root to another disk"
         )
-    train = recipe.train
-    keeps_best = run.stage == "finetune" or train.early_stopping is not None
-    most = train.keep + max(train.keep_best, int(keeps_best)) + 1
-    if train.save_every:
-        most = min(most, train.steps // train.save_every + 1)
+    most = _most_checkpoints(recipe, stage, layout)
     missing = (most - len(checkpoints(run.folder))) * size
     if free < missing:
         return [
@@ -141,6 +138,21 @@ def check_disk(recipe: Recipe, run: TrainingRun, stage: FinetuneSection | None =
             f"{_gigabytes(free)} free: lower train.keep, or some will be dropped"
         ]
     return []
+
+
+def _most_checkpoints(recipe: Recipe, stage: FinetuneSection | None, layout: RunLayout) -> int:
+    """Return the largest number of checkpoints that exist at once while pretraining or a stage runs without a break."""
+    train, steps, eval_every = recipe.train, recipe.train.steps, recipe.train.eval_every
+    keeps_best = train.early_stopping is not None
+    if stage:
+        steps = stage.steps(require(layout.examples_of(stage.name), "examples").counts["train"]["examples"])
+        eval_every, keeps_best = stage.validation_interval(steps), stage.keep_best
+    # A run that ends with its best checkpoint may save one at every validation.
+    intervals = [train.save_every, eval_every if keeps_best else 0]
+    saved = {steps}.union(*(range(every, steps, every) for every in intervals if every))
+    marked = sum(step % train.keep_every == 0 for step in saved) if train.keep_every else 0
+    # The oldest checkpoint is removed only after the newest one is complete.
+    return min(len(saved), train.keep + max(train.keep_best, int(keeps_best)) + marked + 1)
 
 
 def check_writable(key: str, folder: Path) -> None:

@@ -246,7 +246,8 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
     if start.resumption:
         restored = start.resumption.load(engine, ranks)
         balancer.load_state_dict(restored["balance"])
-    flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length, predicts=train.mtp_loss > 0)
+    stage = recipe.stage(job.run.name) if job.run.stage == "finetune" else None
+    flops = flops_per_token(recipe.model, recipe.vocab_size, train.context_length, train.mtp_loss > 0, stage)
     retention = Retention(train.keep, train.keep_every, max(train.keep_best, int(job.keep_best)))
     folder = job.run.folder / CHECKPOINTS
     return TrainingContext(
@@ -258,6 +259,7 @@ def _build_context(start: _Start, engine: Any, data: Data, stop: StopRequest) ->
         data=data,
         validation=job.validation(),
         earlier_validation=job.earlier_validation,
+        earlier_objective=Objective(recipe.model, recipe.train),
         balancer=balancer,
         saver=Saver(partitions(engine), folder, start.identity, ranks, retention, start.step or None),
         stop=stop,

@@ -1,6 +1,7 @@
 """Loads models from a run's checkpoints onto a single device, and initializes new models."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from artefacts.errors import RequestError
 from configs.checks import run_weights
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
 from tokenizer import chat_template
 from tokenizer.base import Tokenizer
 from tokenizer.chat_template import ChatTemplate
 from training.checkpoint.full_weights import read_weights, require_checkpoint
 from training.checkpoint.load import usable_checkpoint
 from training.distributed.device import choose_device
+from training.export.adapter import adapter_loader
 from training.export.weights import load_backbone, load_weights
 from training.layers import cpu
 from training.models.registry import build_model, init_weights
+from training.optim.trained_part import TrainedPart
 from training.runs import backbone_checkpoint, named_checkpoint
 
 #: ``train.precision`` -> dtype of the weights.
@@ -35,19 +39,31 @@ def best_device(recipe: Recipe) -> torch.device:
     return choose_device(recipe.launch.device)
 
 
-def load_model(recipe: Recipe, checkpoint: Path, device: torch.device) -> Any:
+def load_model(recipe: Recipe, checkpoint: Path, device: torch.device, starts: FinetuneSection | None = None) -> Any:
     """Load the recipe's model with a checkpoint's weights, in the training precision and in evaluation mode.
 
+    With ``starts``, the result is the model with which that fine-tuning stage starts from the checkpoint: with its
+    initial adapters and reset tables.
+
     Raises:
-        RequestError: the checkpoint does not exist, is damaged, or belongs to a different model than the recipe's.
+        RequestError: the checkpoint does not exist, is damaged, or belongs to a different model than the recipe's; or
+            the adapter to start from cannot be read.
     """
     require_same_model(recipe, checkpoint, require_checkpoint(checkpoint, "pretrain").details["model"])
     model = build_model(recipe.model, recipe.vocab_size)
     load_weights(model, read_weights(checkpoint))
+    if starts:
+        trained_part(recipe, starts).prepare(model, recipe.run.seed, new=True)
     model = model.to(DTYPES[recipe.train.precision])
     if device.type == "cpu":
         cpu.compile_kernels()
     return model.to(device).eval()
+
+
+def trained_part(recipe: Recipe, stage: FinetuneSection) -> TrainedPart:
+    """Return the part of the model that a fine-tuning stage trains, with the loader of the adapter to start from."""
+    part = TrainedPart.of(stage, recipe.stage_key(stage))
+    return replace(part, load=adapter_loader(recipe.model, stage.lora, recipe.stage_key(stage, "lora")))
 
 
 def require_same_model(recipe: Recipe, checkpoint: Path, trained: dict[str, Any]) -> None:

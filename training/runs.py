@@ -11,8 +11,12 @@ from artefacts.training_folder import CHECKPOINTS, TrainingRun, finished, has_we
 from configs.checks.run_weights import ADAPTER, BACKBONE
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
 from configs.schema.models.classifier import ClassifierSection
 from pipeline.examples.identity import examples_identity
+
+#: File of an adapter's weights in peft's format.
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def pretrain_run(recipe: Recipe, layout: RunLayout) -> TrainingRun:
@@ -177,6 +181,23 @@ def finetune_run(recipe: Recipe, layout: RunLayout, name: str) -> TrainingRun:
     return TrainingRun("finetune", layout.finetune(name), identity, inputs, name)
 
 
+def check_adapter(recipe: Recipe, layout: RunLayout, stage: FinetuneSection) -> None:
+    """Raise ``RequestError`` if the adapter that a stage started from was removed or replaced since."""
+    if stage.lora is None or stage.lora.adapter is None:
+        return
+    weights, folder = Path(stage.lora.adapter) / _ADAPTER_WEIGHTS, layout.finetune(stage.name)
+    recorded = read_identity(folder).get("inputs", {}).get(ADAPTER)
+    if not weights.is_file() or fingerprint.of_file(weights) != recorded:
+        key, again = (
+            recipe.stage_key(stage, "lora.adapter"),
+            command_hints.make("finetune", None, "run.replace=finetune"),
+        )
+        raise RequestError(
+            f"{key}={stage.lora.adapter}: {folder} started from another adapter: restore that one, or train the stage "
+            f"again: `{again}`"
+        )
+
+
 def _adapter_fingerprint(adapter: Path, key: str, folder: Path) -> str:
     """Return the fingerprint of an adapter's weights, or the recorded one if the stage's checkpoints contain them.
 
@@ -188,7 +209,7 @@ def _adapter_fingerprint(adapter: Path, key: str, folder: Path) -> str:
     Raises:
         RequestError: the adapter is missing and the stage has no checkpoint that started from one.
     """
-    weights = adapter / "adapter_model.safetensors"
+    weights = adapter / _ADAPTER_WEIGHTS
     if weights.is_file():
         return fingerprint.of_file(weights)
     recorded = read_identity(folder).get("inputs", {}).get(ADAPTER) if has_weights(folder) else None

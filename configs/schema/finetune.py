@@ -1,12 +1,13 @@
 """Fine-tuning: one stage, or several in a row."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from configs.schema.adapter import LoraSection
-from configs.schema.base import Section
+from configs.schema.base import NonIdentity, Section
 from configs.schema.examples import ExamplesSection
 from configs.schema.models.base import ModelSection
 from configs.schema.preference import PreferenceSection
@@ -14,6 +15,8 @@ from configs.schema.tracking import EarlyStoppingSection
 
 #: Default of `replay`. In the demo, it lowers what fine-tuning forgets from 13% to 2% of the pretraining loss.
 REPLAY = 0.25
+#: Number of validations, unless ``eval_every`` is set.
+_VALIDATIONS = 10
 #: Names with another meaning: for ``generate.stage``, as a folder, or among the inputs of an evaluation.
 _OTHER_STAGES = ("pretrain", "finetune", "previous", "tokens")
 #: Methods that learn from pairs of a chosen and a rejected answer.
@@ -69,11 +72,11 @@ class FinetuneSection(Section):
         description="Approximate fraction of a step's tokens that are pretraining text, with a loss on every token. "
         "It keeps the model from forgetting. Requires `packing`. Defaults to 0.25 if examples are packed, else 0.",
     )
-    eval_every: int | None = Field(
+    eval_every: NonIdentity[int | None] = Field(
         None,
         ge=0,
         description="Steps between validations on the held-out examples. Defaults to a tenth of the steps. With 0, "
-        "validation runs only after the last step.",
+        "validation runs only after the last step. With `early_stopping`, a changed value defines another run.",
     )
     early_stopping: EarlyStoppingSection | None = Field(None, description="By default, fine-tuning does not end early.")
     keep_best: bool = Field(
@@ -178,7 +181,9 @@ class FinetuneSection(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return the keys that define the stage. A default that is written out makes no difference."""
-        return {**super().identity(), "packing": self.packs, "replay": self.replayed}
+        # Validations only observe the training, unless they end it.
+        validations = {"eval_every": self.eval_every} if self.early_stopping else {}
+        return {**super().identity(), **validations, "packing": self.packs, "replay": self.replayed}
 
     @property
     def rows(self) -> int:
@@ -194,6 +199,14 @@ class FinetuneSection(Section):
     def replayed(self) -> float:
         """Approximate fraction of a step's tokens that are pretraining text."""
         return self.replay if self.replay is not None else REPLAY if self.packs else 0.0
+
+    def steps(self, examples: int) -> int:
+        """Return the number of optimizer steps over this number of training examples."""
+        return max(1, math.ceil(self.epochs * examples / self.batch_examples))
+
+    def validation_interval(self, steps: int) -> int:
+        """Return the number of steps between validations in a stage of ``steps`` steps, or 0."""
+        return math.ceil(steps / _VALIDATIONS) if self.eval_every is None else self.eval_every
 
     def faults_for(self, model: ModelSection) -> Iterator[tuple[str, str]]:
         """Yield a key and what is wrong with it, for each choice of the trained part that does not fit a model."""

@@ -13,9 +13,9 @@ import sys
 from contextlib import ExitStack, suppress
 from types import FrameType
 
-from artefacts import lock
+from artefacts import fingerprint, lock
 from artefacts.errors import RequestError
-from artefacts.training_folder import CHECKPOINTS, LATER_IN_CHAIN, saved_steps
+from artefacts.training_folder import CHECKPOINTS, LATER_IN_CHAIN, read_identity, saved_steps
 from configs import command
 from configs.load import load_recipe
 from configs.run_layout import RunLayout
@@ -25,6 +25,8 @@ from launch.plan import free_port
 from launch.start import IN_ALLOCATION, launched, why_failed
 from training.runs import next_run, stages_of
 
+#: Stage -> fingerprint of the run in its folder, and the step of its newest checkpoint.
+Progress = dict[str, tuple[str, int]]
 #: Once a launcher has exited, the others have this many seconds, plus their grace period, to exit too.
 _APART = 30
 #: Overrides for the nodes. They reset keys that only matter for the submission.
@@ -64,7 +66,7 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
         print(f"{run.folder}: up to date", flush=True)
         _end_array(verb)
         return command.DONE
-    before = _steps(recipe, layout, verb)
+    before = saved_progress(recipe, layout, verb)
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"{verb}: job {os.environ['SLURM_JOB_ID']}, {restarts} restarts, on {', '.join(nodes[:count])}", flush=True)
     if nodes[count:]:
@@ -85,7 +87,7 @@ def _run(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], dry_
     if terminated:
         _print_error(f"{verb}: the job was terminated, so SLURM decides whether it is queued again")
         return status
-    return _requeue(recipe, verb, status, _steps(recipe, layout, verb) > before)
+    return _requeue(recipe, verb, status, has_progressed(before, saved_progress(recipe, layout, verb)))
 
 
 def node_names() -> list[str]:
@@ -123,10 +125,18 @@ def srun(recipe: Recipe, verb: str, recipe_path: str, overrides: list[str], node
     return [*argv, f"launch.nodes={nodes}", f"launch.rendezvous={rendezvous}"]
 
 
-def _steps(recipe: Recipe, layout: RunLayout, verb: str) -> int:
-    """Return the step of each stage's newest checkpoint, summed over a command's stages."""
-    folders = (layout.training(stage) / CHECKPOINTS for stage in stages_of(recipe, verb))
-    return sum(max(saved_steps(folder), default=0) for folder in folders)
+def saved_progress(recipe: Recipe, layout: RunLayout, verb: str) -> Progress:
+    """Return, for each of a command's stages, the run in its folder and the step of its newest checkpoint."""
+    folders = {stage: layout.training(stage) for stage in stages_of(recipe, verb)}
+    return {
+        stage: (fingerprint.of_value(read_identity(folder)), max(saved_steps(folder / CHECKPOINTS), default=0))
+        for stage, folder in folders.items()
+    }
+
+
+def has_progressed(before: Progress, after: Progress) -> bool:
+    """Return whether a stage has a later checkpoint. A run that replaced another one starts from step 0."""
+    return any(step > (before[stage][1] if before[stage][0] == run else 0) for stage, (run, step) in after.items())
 
 
 def _run_srun(argv: list[str], environment: dict[str, str]) -> tuple[int, bool]:

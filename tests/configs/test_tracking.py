@@ -41,3 +41,9 @@ def test_what_a_run_reports_may_change_but_not_when_it_ends() -> None:
     early = load_recipe(DEMO, ["train.early_stopping.patience=2", "finetune.early_stopping.patience=3"])
     assert early.train.identity()["early_stopping"] == {"patience": 2, "min_delta": 0.0}
     assert early.finetune[0].identity()["early_stopping"]["patience"] == 3
+
+
+def test_a_stage_may_be_validated_more_often_when_it_resumes_unless_validations_end_it() -> None:
+    for early, same in ([], True), (["finetune.early_stopping.patience=2"], False):
+        stages = [load_recipe(DEMO, [f"finetune.eval_every={every}", *early]).finetune[0] for every in (2, 3)]
+        assert (stages[0].identity() == stages[1].identity()) is same

@@ -10,21 +10,27 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from artefacts import lock
 from artefacts.errors import RequestError
+from artefacts.training_folder import checkpoint_name
 from artefacts.worker_status import LOGS, Worker, header, rank_log
 from configs.load import load_recipe
 from launch import supervise as supervising
 from launch.logs import Output
 from launch.plan import Plan
-from launch.preflight import check_memory, visible_gpus
+from launch.preflight import check_disk, check_memory, visible_gpus
+from launch.slurm.in_job import Progress, has_progressed, saved_progress
 from launch.slurm.training_job import check_least_nodes
 from launch.start import plan, why_failed
 from tests.support.launch.runs import RECIPE, ended, launch
+from tests.support.training.pairs import with_pairs
 from training.estimate.device import device_of
+from training.estimate.memory import checkpoint_bytes
+from training.runs import finetune_run, pretrain_run
 
 _LITE = RECIPE.parents[1] / "configs" / "deepseek-v2-lite.yaml"
 _TIMED_OUT = "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError\n"
@@ -156,6 +162,24 @@ def test_the_holder_of_a_lock_is_named(tmp_path: Path) -> None:
         lock.refuse_if_held(tmp_path / "run")
 
 
+def test_a_job_that_replaced_a_longer_run_has_progressed(tmp_path: Path) -> None:
+    recipe, layout = with_pairs(tmp_path)
+
+    def progress_after(seed: int, *steps: int) -> Progress:
+        changed = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
+        run = pretrain_run(changed, layout)
+        run.open("", replace=True)
+        for step in steps:
+            (run.folder / "checkpoints" / checkpoint_name(step)).mkdir(parents=True)
+        return saved_progress(recipe, layout, "pretrain")
+
+    earlier = progress_after(1, 50)
+    assert has_progressed(progress_after(recipe.run.seed), earlier)
+    assert not has_progressed(earlier, replaced := progress_after(2))
+    assert has_progressed(earlier, saved := progress_after(2, 4)) and has_progressed(replaced, saved)
+    assert not has_progressed(saved, saved) and has_progressed(saved, progress_after(2, 8))
+
+
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose nvidia-smi reports one GPU of 16 GB."""
@@ -181,6 +205,33 @@ def test_a_job_runs_on_other_gpus_than_this_machines(gpu: None) -> None:
         load_recipe(_LITE, ["launch.kind=slurm", "train.micro_batch=36", "train.activation_checkpointing=none"])
     )
     assert line.startswith("warning: a rank is estimated to need")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        ([], 4),  # 6 steps with a validation each: the 2 newest, the best, and the one being written
+        (["finetune.keep_best=false"], 1),  # only the last step's
+        (["finetune.eval_every=3"], 2),
+        (["finetune.keep_best=false", "train.save_every=1"], 3),
+        (["finetune.keep_best=false", "train.save_every=4"], 2),  # after step 4 and after the last one
+        (["finetune.keep_best=false", "train.save_every=1", "train.keep_every=3"], 5),
+        (["finetune.epochs=0.6", "train.steps=1000", "train.save_every=1"], 2),
+    ],
+)
+def test_the_disk_has_space_for_a_stages_own_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], most: int
+) -> None:
+    """The stage has 12 examples, 4 per step."""
+    recipe, layout = with_pairs(tmp_path, None, "finetune.epochs=2", *overrides)
+    run = finetune_run(recipe, layout, "dpo")
+    size = checkpoint_bytes(recipe, recipe.finetune[0])
+    for free, warned in ((most * size, False), (most * size - 1, most > 1)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        if free < size:
+            continue
+        warnings = check_disk(recipe, run, layout)
+        assert len(warnings) == warned and all(f"up to {most} checkpoints" in line for line in warnings)
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

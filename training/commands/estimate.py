@@ -5,7 +5,7 @@ from configs.schema import Recipe
 from training.estimate.device import device_of
 from training.estimate.finetuning import finetuning_recipe, trained_numbers
 from training.estimate.fitting import advice, largest_micro_batch
-from training.estimate.flops import attention_flops_per_token, matrix_flops_per_token
+from training.estimate.flops import attention_flops_per_token, flops_per_token, matrix_flops_per_token
 from training.estimate.memory import memory
 from training.estimate.parameters import parameters
 
@@ -25,8 +25,9 @@ def lines(recipe: Recipe) -> list[str]:
     if counts.prediction:
         rows.append(("token prediction", f"{counts.prediction:,}", f"{counts.active_prediction:,}"))
     context, train = recipe.train.context_length, recipe.train
-    matrices = matrix_flops_per_token(recipe.model, recipe.vocab_size)
-    attention = attention_flops_per_token(recipe.model, context)
+    predicts = train.mtp_loss > 0
+    matrices = matrix_flops_per_token(recipe.model, recipe.vocab_size, predicts)
+    attention = attention_flops_per_token(recipe.model, context, predicts)
     tokens = train.steps * train.global_batch_tokens
     return [
         *(f"{name:<20}{total:>20}{active:>20}" for name, total, active in rows),
@@ -77,17 +78,19 @@ def memory_lines(recipe: Recipe) -> list[str]:
 
 
 def finetuning_lines(recipe: Recipe) -> list[str]:
-    """Return a line about each fine-tuning stage: the parameters that it trains, and a rank's memory."""
+    """Return a line about each fine-tuning stage: the parameters that it trains, its FLOPs, and a rank's memory."""
     rows, kind = [], device_of(recipe).kind
     for stage in recipe.finetune:
         numbers, counts = trained_numbers(recipe, stage), parameters(recipe.model, recipe.vocab_size)
-        estimated = memory(finetuning_recipe(recipe, stage), kind, stage=stage)
+        tuned = finetuning_recipe(recipe, stage)
+        estimated, predicts = memory(tuned, kind, stage=stage), tuned.train.mtp_loss > 0
+        flops = flops_per_token(recipe.model, recipe.vocab_size, stage.max_length, predicts, stage)
         state, grads = (_size(estimated.parts[part]) for part in ("optimizer state", "gradients"))
         shape = f"{recipe.micro_batch_of(stage)} {'x 2 ' if stage.rows == 2 else ''}x {stage.max_length:,}"
         rows.append(
             f"fine-tuning {stage.name}: micro-batch {shape}, trains {numbers.total:,} parameters, "
-            f"{numbers.total / counts.all:.2%} of the model's number; per rank, optimizer state {state}, gradients "
-            f"{grads}, peak {_size(estimated.peak)}"
+            f"{numbers.total / counts.all:.2%} of the model's number, in {flops:.4g} FLOPs per token; "
+            f"per rank, optimizer state {state}, gradients {grads}, peak {_size(estimated.peak)}"
         )
     return ["", *rows] if rows else []
 

@@ -3,7 +3,6 @@
 Only the assistant's messages contribute to the loss.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -25,19 +24,15 @@ from training.data.examples import ExampleData
 from training.data.packed_examples import PackedExampleData, packed_in_order
 from training.data.preferences import PreferenceExamples
 from training.data.replay import Replay, samples_per_step
-from training.export.adapter import adapter_loader
 from training.export.weights import load_weights
 from training.inference.prompt_sampler import prompt_sampler
 from training.job import Job, run_job
-from training.model_loading import chat_template_of
+from training.model_loading import chat_template_of, trained_part
 from training.models.registry import build_model
-from training.optim.trained_part import TrainedPart
 from training.preference.objective import PreferenceObjective
 from training.preference.reference import Reference, reference_inputs
 from training.runs import finetune_run, finished_checkpoint, next_run
 
-#: Number of validations during fine-tuning, unless the recipe sets ``eval_every``.
-_VALIDATIONS = 10
 #: Minimum number of windows of pretraining's validation text that measure what fine-tuning forgets.
 _LEAST_WINDOWS = 16
 
@@ -61,8 +56,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     examples, held_out = (kind(folder, split, tokenizer.pad_id) for split in ("train", "held-out"))
     source = manifest.require(folder, "examples").details["template"]["source"]
     template = ChatTemplate(source, tokenizer, f"the chat template of {folder}")
-    load_adapter = adapter_loader(recipe.model, section.lora, recipe.stage_key(section, "lora"))
-    trained = replace(TrainedPart.of(section, recipe.stage_key(section)), load=load_adapter)
+    trained = trained_part(recipe, section)
     notices = [trained.check(lambda: build_model(recipe.model, recipe.vocab_size))]
     train = _train_section(recipe, section, len(examples))
     data, micro_batch = _data(recipe, layout, section, examples, train.steps)
@@ -71,7 +65,7 @@ def finetune(recipe: Recipe, stop: StopRequest, stage: str | None = None) -> int
     weights = start[0]
     if recipe.start_of(section) != "pretrain" and chat_template_of(weights, tokenizer).source != source:
         notices.append(f"the chat template differs from the one that {weights} was trained with")
-    windows = validation_windows(recipe, layout, mark_samples=train.mask_documents)
+    windows = validation_windows(recipe, layout)
     # As many tokens as the held-out examples have, so that measuring both costs about the same.
     count = max(_LEAST_WINDOWS, -(-held_out.tokens // windows.context_length))
 
@@ -132,7 +126,7 @@ def _validation(section: FinetuneSection, held_out: Any, batch: int) -> list[Bat
 
 def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> TrainSection:
     """Return the recipe's train section, modified for fine-tuning."""
-    steps = max(1, math.ceil(section.epochs * examples / section.batch_examples))
+    steps = section.steps(examples)
     schedule = ScheduleSection(
         kind="cosine",
         warmup_steps=min(steps - 1, round(steps * section.warmup_fraction)),
@@ -145,7 +139,7 @@ def _train_section(recipe: Recipe, section: FinetuneSection, examples: int) -> T
         "context_length": section.max_length,
         "mask_documents": section.packs,  # without packing, every sample is a single example
         "router_bias_update_rate": 0.0,
-        "eval_every": math.ceil(steps / _VALIDATIONS) if section.eval_every is None else section.eval_every,
+        "eval_every": section.validation_interval(steps),
         "early_stopping": section.early_stopping,
         "simulate_crash_at": None,
     }

@@ -99,15 +99,13 @@ def held_out(recipe: Recipe, layout: RunLayout) -> TokenWindows | Examples:
     )
 
 
-def validation_windows(recipe: Recipe, layout: RunLayout, mark_samples: bool = False) -> TokenWindows:
+def validation_windows(recipe: Recipe, layout: RunLayout) -> TokenWindows:
     """Return the validation split as windows. They mark document starts if ``train.mask_documents`` is set.
-
-    Otherwise, ``mark_samples`` marks each window as a single document.
 
     Raises:
         RequestError: shards are missing or damaged.
     """
-    return TokenWindows(layout.tokens, "val", recipe.train.context_length, _boundary(recipe, layout), mark_samples)
+    return TokenWindows(layout.tokens, "val", recipe.train.context_length, _boundary(recipe, layout))
 
 
 def _boundary(recipe: Recipe, layout: RunLayout) -> int | None:

@@ -47,7 +47,6 @@ class TokenWindows:
         split: str,
         context_length: int,
         end_of_text: int | None = None,
-        mark_samples: bool = False,
     ) -> None:
         """Map the shards ``SPLIT-*.bin``, sorted by name.
 
@@ -56,8 +55,6 @@ class TokenWindows:
             split: the split's name.
             context_length: tokens per window.
             end_of_text: id of the token that ends documents. If it is set, batches mark where documents start.
-            mark_samples: without ``end_of_text``, mark each sample as a single document. Needed to mix windows with
-                packed examples.
 
         Raises:
             RequestError: there are no shards, or one is damaged.
@@ -65,7 +62,7 @@ class TokenWindows:
         prefixes = shard_prefixes(folder, split)
         if not prefixes:
             raise RequestError(f"{folder}: no {split} shards; run `{command_hints.make('data')}`")
-        self.context_length, self._end_of_text, self._mark_samples = context_length, end_of_text, mark_samples
+        self.context_length, self._end_of_text = context_length, end_of_text
         self._shards = [IndexedDataset(prefix, scattered=True) for prefix in prefixes]
         self._kind = self._shards[0].tokens.dtype
         self._disk = DiskReads()
@@ -90,11 +87,7 @@ class TokenWindows:
     def _begins(self, tokens: NDArray[np.integer]) -> NDArray[np.bool_] | None:
         """Return a mask [n, T] of document starts in rows of T+1 tokens, or None if batches do not mark them."""
         if self._end_of_text is None:
-            if not self._mark_samples:
-                return None
-            begins = np.zeros((len(tokens), self.context_length), dtype=bool)
-            begins[:, 0] = True
-            return begins
+            return None
         begins = np.ones((len(tokens), self.context_length), dtype=bool)
         np.equal(tokens[:, :-2], self._end_of_text, out=begins[:, 1:])
         return begins

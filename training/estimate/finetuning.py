@@ -1,6 +1,7 @@
 """What a fine-tuning stage trains, and the recipe that it trains with, for estimates. Imports no torch."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,7 +12,8 @@ from configs.schema.finetune import FinetuneSection
 from training.adapter_names import EXPERT_WEIGHTS, LINEAR_TARGETS
 from training.estimate.parameter_shapes import parameter_shapes
 
-_TABLES = ("model.embed_tokens.weight", "model.positions.weight", "lm_head.weight")
+#: Names of the embeddings, learned positions and the head.
+TABLES = ("model.embed_tokens.weight", "model.positions.weight", "lm_head.weight")
 _RESET = {"embeddings": "model.embed_tokens.weight", "head": "lm_head.weight"}
 
 
@@ -41,11 +43,7 @@ class TrainedNumbers:
 def trained_numbers(recipe: Recipe, stage: FinetuneSection) -> TrainedNumbers:
     """Count the parameters that a fine-tuning stage trains. Patterns that match nothing are ignored."""
     shapes = dict(parameter_shapes(recipe.model, recipe.vocab_size))
-    reset = {_RESET[table] for table in stage.reset} & set(shapes)
-    if stage.lora:
-        trained = reset
-    else:
-        trained = {name for name in shapes if not any(fnmatchcase(name, pattern) for pattern in stage.freeze)}
+    trained = trained_names(shapes, stage)
     numbers = {name: math.prod(shapes[name]) for name in trained}
     experts = sum(number for name, number in numbers.items() if ".experts." in name)
     adapters = sum(adapter_size(stage.lora, name, shape) for name, shape in shapes.items()) if stage.lora else 0
@@ -53,9 +51,16 @@ def trained_numbers(recipe: Recipe, stage: FinetuneSection) -> TrainedNumbers:
         plain=sum(numbers.values()) - experts + adapters,
         experts=experts,
         adapters=adapters,
-        tables=sum(number for name, number in numbers.items() if name in _TABLES),
-        head="lm_head.weight" in trained or ("lm_head.weight" not in shapes and _TABLES[0] in trained),
+        tables=sum(number for name, number in numbers.items() if name in TABLES),
+        head="lm_head.weight" in trained or ("lm_head.weight" not in shapes and TABLES[0] in trained),
     )
+
+
+def trained_names(names: Iterable[str], stage: FinetuneSection) -> set[str]:
+    """Return which of a model's own parameters a stage trains. Patterns that match nothing are ignored."""
+    if stage.lora:
+        return {_RESET[table] for table in stage.reset} & set(names)
+    return {name for name in names if not any(fnmatchcase(name, pattern) for pattern in stage.freeze)}
 
 
 def adapter_size(lora: LoraSection, name: str, shape: tuple[int, ...]) -> int:

@@ -67,9 +67,8 @@ def memory(
         return _unified(memory(recipe, "cuda", micro_batch, mode, stage))
     samples = micro_batch or recipe.micro_batch
     topology = topology_of(recipe, device, samples, stage)
-    chosen = mode or recipe.train.activation_checkpointing
     modes = {name: activations(recipe, topology, samples, name) for name in ("none", "selective", "full")}
-    kept = modes[chosen]
+    kept = modes[mode or recipe.train.activation_checkpointing]
     weights, master, grads, states = _state(recipe, topology)
     # Parameters that no other rank has a copy of are not partitioned, so they need no gathering.
     gathered = min(sum(topology.replicated), topology.live) * topology.width if topology.stage == 3 else 0.0
@@ -77,17 +76,11 @@ def memory(
     away = master + states if topology.offloaded else 0.0
     base = weights + master + states + libraries + gathered - away
     passes, buffers = _passes(topology, kept, grads)
-    # The copy for a checkpoint holds master weights, optimizer state and frozen weights, without what other ranks copy
-    # (training/checkpoint/snapshot.py).
-    copy = (master or 4 * topology.share) + states
-    if topology.stage == 0:
-        copy /= max(1, recipe.ranks)
-    copy += topology.frozen * topology.width / max(1, recipe.ranks)
-    reduction = _reduction(topology, grads)
+    copy = _checkpoint_copy(topology, recipe.ranks, master, states)
     phases = {
         "start": _start(topology),
         "forward and backward": base + passes,
-        "reduction": base + reduction,
+        "reduction": base + _reduction(topology, grads),
         "step": base + grads + topology.share * 2.0,
     }
     if device == "cpu" and recipe.train.save_every:
@@ -106,10 +99,7 @@ def memory(
         "libraries": libraries,
     }
     totals = {name: activation.kept for name, activation in modes.items()}
-    if topology.offloaded and topology.stage > 1:
-        away += 4.0 * topology.share  # gradients move to the host as they are computed
-    host = max(_building(topology), away + copy) if device == "cuda" else 0.0
-    return Memory(parts, phases, host, totals)
+    return Memory(parts, phases, _host(topology, away, copy), totals)
 
 
 def _unified(separate: Memory) -> Memory:
@@ -151,6 +141,18 @@ def _state(recipe: Recipe, topology: Topology) -> tuple[float, float, float, flo
     return weights, master, grads, states
 
 
+def _checkpoint_copy(topology: Topology, ranks: int, master: float, states: float) -> float:
+    """Return the size in bytes of a rank's in-memory copy for a checkpoint.
+
+    It holds master weights, optimizer state and frozen weights, without what other ranks copy
+    (training/checkpoint/snapshot.py).
+    """
+    trained = (master or 4 * topology.share) + states
+    if topology.stage == 0:
+        trained /= max(1, ranks)
+    return trained + topology.frozen * topology.width / max(1, ranks)
+
+
 def _libraries(recipe: Recipe, topology: Topology, micro_batch: int) -> float:
     if topology.device == "cuda" or not (topology.half and topology.experts):
         return float(_LIBRARIES[topology.device])
@@ -186,6 +188,15 @@ def _building(topology: Topology) -> float:
     """
     layer = topology.local_experts / max(1, topology.expert_layers)
     return 4.0 * (topology.local + topology.local_experts + layer)
+
+
+def _host(topology: Topology, away: float, copy: float) -> float:
+    """Return the peak memory on a GPU's host, in bytes: ``away`` is offloaded state, ``copy`` a checkpoint's copy."""
+    if topology.device == "cpu":
+        return 0.0
+    if topology.offloaded and topology.stage > 1:
+        away += 4.0 * topology.share  # gradients move to the host as they are computed
+    return max(_building(topology), away + copy)
 
 
 def _passes(topology: Topology, kept: Activations, grads: float) -> tuple[float, float]:

@@ -1,7 +1,6 @@
-"""Measures a preference stage on its held-out pairs, compared with the weights that it started from."""
+"""Measures a preference stage on its held-out pairs, compared with the model that it started from."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +21,8 @@ def evaluate_preferences(
     recipe: Recipe,
     layout: RunLayout,
     section: FinetuneSection,
-    load: Callable[[Path], Any],
-    start: Path,
-    tuned: Path,
+    load_start: Callable[[], Any],
+    load_tuned: Callable[[], Any],
     device: torch.device,
 ) -> dict[str, Any]:
     """Return a stage's entry in ``evaluation.json``, except for what every stage has.
@@ -35,9 +33,8 @@ def evaluate_preferences(
         recipe: the run's recipe.
         layout: the run's layout.
         section: the stage.
-        load: loads a checkpoint's model onto the device.
-        start: checkpoint that the stage started from.
-        tuned: the stage's own checkpoint.
+        load_start: loads the model as it was before the stage's first step, onto the device.
+        load_tuned: loads the stage's own model onto the device.
         device: the device of the models.
 
     Returns:
@@ -46,8 +43,8 @@ def evaluate_preferences(
     """
     assert section.preference is not None
     examples = PreferenceExamples(layout.examples_of(section.name), "held-out", load_tokenizer(layout.tokenizer).pad_id)
-    tokens, before = _measure(recipe, examples, load(start), device, f"held-out pairs, {section.name}, before")
-    _, after = _measure(recipe, examples, load(tuned), device, f"held-out pairs, {section.name}, after")
+    tokens, before = _measure(recipe, examples, load_start(), device, f"held-out pairs, {section.name}, before")
+    _, after = _measure(recipe, examples, load_tuned(), device, f"held-out pairs, {section.name}, after")
     pairs = Pairs(*(after - before).unbind(1), *tokens.unbind(1))
     count = len(examples)
     rewards = reward_sums(pairs, section.preference.beta)

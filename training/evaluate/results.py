@@ -16,6 +16,7 @@ from artefacts.errors import RequestError
 from configs.checks.run_weights import target
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
+from configs.schema.finetune import FinetuneSection
 from pipeline.sources.base import Source
 from pipeline.tokens.indexed_dataset import IndexedDataset, shard_prefixes
 from tokenizer.registry import load_tokenizer
@@ -30,7 +31,7 @@ from training.evaluate.preferences import evaluate_preferences
 from training.inference.completion import complete
 from training.model_loading import best_device, chat_template_of, load_model
 from training.objective import Objective
-from training.runs import finished_checkpoint
+from training.runs import check_adapter, finished_checkpoint
 
 #: Maximum number of training tokens that the bigram baseline counts.
 _BIGRAM_TOKENS = 50_000_000
@@ -61,7 +62,7 @@ class Evaluation:
         self._recipe, self._layout, self._sources, self._scratch = recipe, layout, sources, scratch
         self._device = best_device(recipe)
         self._tokenizer = load_tokenizer(layout.tokenizer)
-        self._loaded: tuple[Path, Any] | None = None
+        self._loaded: tuple[tuple[Path, FinetuneSection | None], Any] | None = None
         for name in sources:
             self._text(name)
         if tasks := recipe.evaluate.tasks:
@@ -134,10 +135,12 @@ class Evaluation:
         facts: Facts = atomic.read_json(path)
         return facts
 
-    def _model(self, checkpoint: Path) -> Any:
-        if self._loaded is None or self._loaded[0] != checkpoint:
+    def _model(self, checkpoint: Path, starts: FinetuneSection | None = None) -> Any:
+        """Return a checkpoint's model or, with ``starts``, the model with which that stage starts from it."""
+        wanted = checkpoint, starts
+        if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # frees the other model first
-            self._loaded = checkpoint, load_model(self._recipe, checkpoint, self._device)
+            self._loaded = wanted, load_model(self._recipe, checkpoint, self._device, starts)
         return self._loaded[1]
 
     def _validation(self, label: str, checkpoint: Path, text_bytes: int) -> Facts:
@@ -205,9 +208,12 @@ class Evaluation:
         return last[0]
 
     def _pairs(self, stage: str, checkpoint: Path) -> Facts:
-        """Measure the preferences that a stage has learned, compared with the weights that it started from."""
+        """Measure the preferences that a stage has learned, compared with the model before its first step."""
         section, start = self._recipe.stage(stage), self._start_of(stage)
-        return evaluate_preferences(self._recipe, self._layout, section, self._model, start, checkpoint, self._device)
+        check_adapter(self._recipe, self._layout, section)
+        starts = section if section.lora or section.reset else None
+        models = (partial(self._model, start, starts), partial(self._model, checkpoint))
+        return evaluate_preferences(self._recipe, self._layout, section, *models, self._device)
 
     def _baselines(self, text_bytes: int) -> Facts:
         limit, text = self._recipe.evaluate.max_tokens, self._validation_text

@@ -72,6 +72,8 @@ class TrainingContext:
         start_step: optimizer steps already done; 0 unless the run resumes from a checkpoint.
         earlier_validation: batches of pretraining's validation text, to measure what fine-tuning forgets; the same on
             every rank, and empty in pretraining.
+        earlier_objective: pretraining's objective, which measures those batches with the same document masks as in
+            pretraining. Unused if there are none.
         restored: the ``state`` saved in that checkpoint; empty if the run does not resume.
         keep_best: whether later steps use the checkpoint with the lowest validation loss, rather than the last one.
         sampler: completes ``train.samples``; None if the recipe has none.
@@ -91,6 +93,7 @@ class TrainingContext:
     flops_per_token: float
     start_step: int = 0
     earlier_validation: Sequence[Batch] = ()
+    earlier_objective: Objective | None = None
     restored: Mapping[str, Any] = field(default_factory=dict)
     keep_best: bool = False
     sampler: Sampler | None = None

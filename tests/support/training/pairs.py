@@ -1,5 +1,6 @@
-"""A tiny run that is ready for a preference stage: finished pretraining, and pairs of answers."""
+"""A tiny run that is ready for a fine-tuning stage: finished pretraining, and answers or pairs of answers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from training.runs import pretrain_run
 
 MODEL: dict[str, Any] = small(hidden_size=16, num_attention_heads=2, n_routed_experts=4).model_dump()
 #: 3 steps of 4 pairs; a stage of 1, 2 or 4 ranks.
-STAGE = ["finetune.method=dpo", "finetune.examples.kind=files", "finetune.examples.path=pairs.jsonl"]
-STAGE += ["finetune.learning_rate=0.01", "finetune.max_length=16", "finetune.batch_examples=4"]
+SFT = ["finetune.examples.kind=files", "finetune.examples.path=pairs.jsonl"]
+SFT += ["finetune.learning_rate=0.01", "finetune.max_length=16", "finetune.batch_examples=4"]
+STAGE = ["finetune.method=dpo", *SFT]
 PAIRS, HELD_OUT = 12, 5
 
 Pair = tuple[list[int], list[int], list[int]]
@@ -52,7 +54,6 @@ def rendered(prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]
 
 def write_pairs(folder: Path, split: str, pairs: list[Pair]) -> None:
     """Write ``SPLIT-00000.parquet`` as the examples stage does."""
-    folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[Any]] = {}
     for prompt, *answers in pairs:
         for side, answer in zip(("chosen", "rejected"), answers, strict=True):
@@ -62,6 +63,17 @@ def write_pairs(folder: Path, split: str, pairs: list[Pair]) -> None:
             columns.setdefault(side, []).append(str(answer))
         columns.setdefault("source", []).append("pairs")
         columns.setdefault("question", []).append(str(prompt))
+    _write_table(folder, split, columns)
+
+
+def write_answers(folder: Path, split: str, pairs: list[Pair]) -> None:
+    """Write the pairs' chosen answers, as the examples stage does for ``method: sft``."""
+    ids, labels = zip(*(rendered(prompt, chosen) for prompt, chosen, _ in pairs), strict=True)
+    _write_table(folder, split, {"ids": [*ids], "labels": [*labels]})
+
+
+def _write_table(folder: Path, split: str, columns: dict[str, list[Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     lists = pyarrow.list_(pyarrow.int32())
     arrays = {
         name: pyarrow.array(values, lists if isinstance(values[0], list) else pyarrow.string())
@@ -73,13 +85,28 @@ def write_pairs(folder: Path, split: str, pairs: list[Pair]) -> None:
 def publish_examples(folder: Path, tokenizer: str) -> None:
     """Write the manifest of a folder of examples."""
     files, template = manifest.describe_files(folder), {"template": {"source": BUILT_IN["millrace"]}}
-    manifest.write(folder, Manifest("examples", {}, {"tokenizer": tokenizer}, {}, {}, files, template))
+    counts = {
+        split: {"examples": sum(pq.read_metadata(file).num_rows for file in folder.glob(f"{name}-*.parquet"))}
+        for split, name in (("train", "train"), ("held_out", "held-out"))
+    }
+    manifest.write(folder, Manifest("examples", {}, {"tokenizer": tokenizer}, {}, counts, files, template))
 
 
 def with_pairs(root: Path, model: dict[str, Any] | None = None, *overrides: str) -> tuple[Recipe, RunLayout]:
     """A run with random weights as its finished pretraining, and pairs for the stage ``dpo``."""
+    return _with_examples(root, model, "dpo", write_pairs, [*STAGE, *overrides])
+
+
+def with_answers(root: Path) -> tuple[Recipe, RunLayout]:
+    """A run with random weights as its finished pretraining, and answers for the stage ``sft``."""
+    return _with_examples(root, None, "sft", write_answers, SFT)
+
+
+def _with_examples(
+    root: Path, model: dict[str, Any] | None, stage: str, write: Callable[..., None], overrides: list[str]
+) -> tuple[Recipe, RunLayout]:
     root.mkdir(parents=True, exist_ok=True)
-    recipe = tiny_recipe(root, model or MODEL, *STAGE, *overrides)
+    recipe = tiny_recipe(root, model or MODEL, *overrides)
     layout = RunLayout.of(recipe)
     files = manifest.describe_files(layout.tokenizer)
     tokenizer = Manifest("tokenizer", {}, {}, {}, {}, files, {"vocab_size": 80, "reserved": []})
@@ -89,8 +116,8 @@ def with_pairs(root: Path, model: dict[str, Any] | None = None, *overrides: str)
     counts = {"validation": {"bytes": 100, "tokens": 100}}
     manifest.write(layout.tokens, Manifest("tokens", {}, inputs, {}, counts, files, {"vocab_size": 80}))
     for split, count in (("train", PAIRS), ("held-out", HELD_OUT)):
-        write_pairs(layout.examples_of("dpo"), split, random_pairs(count, count))
-    publish_examples(layout.examples_of("dpo"), tokenizer.fingerprint)
+        write(layout.examples_of(stage), split, random_pairs(count, count))
+    publish_examples(layout.examples_of(stage), tokenizer.fingerprint)
     run = pretrain_run(recipe, layout)
     run.open("", replace=False)
     facts = {"stage": "pretrain", "name": "pretrain", "steps": 0, "parameters": {"total": 1, "active": 1}}

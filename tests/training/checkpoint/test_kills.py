@@ -18,11 +18,12 @@ import pytest
 
 from artefacts import manifest
 from artefacts.metrics_log import read_records
+from artefacts.training_folder import checkpoints
 from configs.load import load_recipe
 from configs.run_layout import RunLayout
 from tests.support.launch.runs import shared_memory
 from tests.support.paths import CHECKOUT
-from tests.support.training.pairs import PAIRS, STAGE, with_pairs
+from tests.support.training.pairs import PAIRS, SFT, STAGE, with_answers, with_pairs
 from tests.support.waiting import PATIENCE
 
 RECIPE = CHECKOUT / "tests" / "end-to-end.yaml"
@@ -44,8 +45,18 @@ class Run:
         return self.folder / "checkpoints"
 
     def last_checkpoint(self) -> manifest.Manifest:
-        finished = manifest.require(self.folder, self.words[0])
-        return manifest.require_sound(self.checkpoints / finished.details["checkpoint"], self.words[0])
+        return manifest.require_sound(checkpoints(self.folder)[-1], self.words[0])
+
+    def used_checkpoint(self) -> str:
+        """The name of the checkpoint that later steps use."""
+        name: str = manifest.require(self.folder, self.words[0]).details["checkpoint"]
+        return name
+
+    def losses(self) -> dict[int, tuple[float, ...]]:
+        """The loss and the rewards' margin, if there is one, of each training step."""
+        records = [record for record in read_records(self.folder / "metrics.jsonl") if record["kind"] == "train"]
+        keys = ("loss", "rewards/margin")
+        return {record["step"]: tuple(record[key] for key in keys if key in record) for record in records}
 
 
 def arguments(root: Path, steps: int) -> list[str]:
@@ -59,10 +70,14 @@ def pretraining(root: Path, steps: int) -> Run:
 
 def preference_stage(root: Path, steps: int) -> Run:
     """A stage on the pairs of ``with_pairs``, on two expert-parallel ranks."""
+    return finetuning(root, steps, "dpo", *STAGE)
+
+
+def finetuning(root: Path, steps: int, name: str, *stage: str) -> Run:
     more = [f"run.root={root}", f"finetune.epochs={4 * steps / PAIRS}", "launch.processes=2", "launch.threads=1"]
     recipe = root / "recipe.yaml"
-    layout = RunLayout.of(load_recipe(recipe, [*STAGE, *more]))
-    return Run(["finetune", "--recipe", str(recipe), *STAGE, *SAVING, *more], layout.finetune("dpo"))
+    layout = RunLayout.of(load_recipe(recipe, [*stage, *more]))
+    return Run(["finetune", "--recipe", str(recipe), *stage, *SAVING, *more], layout.finetune(name))
 
 
 @dataclass
@@ -182,8 +197,15 @@ def check_runs(tmp_path: Path, run_in: Callable[[Path, int], Run], steps: int, k
     expected, saved = undisturbed.last_checkpoint(), disturbed.last_checkpoint()
     assert saved.counts["step"] == steps
     assert saved.files == expected.files, "the killed run's last checkpoint is not the other's, byte for byte"
+    assert disturbed.used_checkpoint() == undisturbed.used_checkpoint()
     assert not (left := shared_memory() - shared), f"shared memory is left behind: {left}"
     return tally
+
+
+def check_losses(tmp_path: Path, run_in: Callable[[Path, int], Run], steps: int) -> None:
+    """Compare the losses of each step of the two runs of ``check_runs``."""
+    alone, killed = (run_in(tmp_path / root, steps).losses() for root in ("alone", "killed"))
+    assert alone == killed and len(alone) == steps
 
 
 # Half a minute: four real starts, since the launcher, its agent or its ranks are killed.
@@ -198,11 +220,20 @@ def test_a_killed_preference_stage_ends_with_the_same_weights_and_losses(tmp_pat
     with_pairs(tmp_path / "alone")
     tally = check_runs(tmp_path, preference_stage, steps=60, kills=8)
     assert tally.kills == 8
-    losses = []
-    for root in ("alone", "killed"):
-        records = read_records(preference_stage(tmp_path / root, 60).folder / "metrics.jsonl")
-        losses.append({r["step"]: (r["loss"], r["rewards/margin"]) for r in records if r["kind"] == "train"})
-    assert losses[0] == losses[1] and len(losses[0]) == 60
+    check_losses(tmp_path, preference_stage, steps=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [(), ("finetune.lora.rank=4", "finetune.lora.alpha=8")], ids=["all", "lora"])
+def test_a_killed_stage_with_packing_and_replay_ends_with_the_same_weights_and_losses(tmp_path, lora) -> None:
+    def stage(root: Path, steps: int) -> Run:
+        return finetuning(root, steps, "sft", *SFT, *lora)
+
+    recipe, _ = with_answers(tmp_path / "alone")
+    assert recipe.finetune[0].packs and recipe.finetune[0].replayed
+    tally = check_runs(tmp_path, stage, steps=60, kills=6)
+    assert tally.kills == 6
+    check_losses(tmp_path, stage, steps=60)
 
 
 @pytest.mark.slow

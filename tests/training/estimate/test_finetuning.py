@@ -1,9 +1,12 @@
 """The estimate of fine-tuning follows what is trained."""
 
+import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from configs.load import load_recipe
 from configs.schema import Recipe
@@ -13,9 +16,13 @@ from tests.support.training.shapes import SHAPES, VOCAB, small
 from training.commands.estimate import finetuning_lines
 from training.estimate.finetuning import finetuning_recipe, trained_numbers
 from training.estimate.fitting import advice
+from training.estimate.flops import flops_per_token
 from training.estimate.memory import checkpoint_bytes, memory
 from training.estimate.parameter_shapes import parameter_shapes
-from training.models.registry import build_model
+from training.layers.adapters.modules import LoraLinear
+from training.layers.cpu import attention as cpu_attention
+from training.layers.cpu import low_rank
+from training.models.registry import build_model, init_weights
 from training.optim.trained_part import TrainedPart
 
 MODELS = {
@@ -61,6 +68,46 @@ def test_trained_numbers_equal_the_prepared_model(name: str) -> None:
     assert numbers.head == ("lm_head.weight" in wanted)
 
 
+def test_flops_of_a_stage_that_trains_everything_are_those_of_pretraining() -> None:
+    (stage,) = demo().finetune
+    for section in MODELS.values():
+        for predicts in (True, False):
+            expected = flops_per_token(section, VOCAB, 24, predicts)
+            assert flops_per_token(section, VOCAB, 24, predicts, stage) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [*STAGES, "dense_lora", "last_layer", "head"])
+@pytest.mark.parametrize("model_name", ["query_latent", "tied", "gpt_bare"])
+def test_flops_equal_those_of_the_built_model(model_name: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    section, batch, length = MODELS[model_name], 2, 24
+    more: dict[str, dict[str, Any]] = {
+        "dense_lora": {"lora": {"rank": 4, "alpha": 8, "targets": ["dense"]}},
+        "last_layer": {"freeze": ["model.layers.0.*", "model.embed_tokens.weight", "lm_head.weight"]},
+        "head": {"freeze": ["model.*"]},
+    }
+    if model_name == "gpt_bare":
+        more["lora"] = {"lora": {"rank": 8, "alpha": 8}}
+    if model_name == "tied":
+        more |= {"dora": {"lora": {"rank": 3, "alpha": 8, "dora": True}}, "head": {"freeze": ["model.layers.*"]}}
+    (stage,) = demo(**{**STAGES, **more}[name]).finetune
+    # With blocks of one query, blocked attention skips the future exactly.
+    monkeypatch.setattr(cpu_attention, "QUERY_BLOCK", 1)
+    # The counter does not see in-place products, with which the CPU path adds the adapter's. The norms of DoRA are
+    # computed once per pass and not per token.
+    monkeypatch.setattr(low_rank, "linear", lambda *_: None)
+    monkeypatch.setattr(LoraLinear, "_row_norms", lambda layer: layer.lora_magnitude.detach())
+    model = build_model(section, VOCAB)
+    init_weights(model, 0)
+    TrainedPart(stage.lora, reset=stage.reset).prepare(model, 0, new=True)
+    for key, parameter in model.named_parameters() if stage.freeze else ():
+        parameter.requires_grad_(not any(fnmatchcase(key, pattern) for pattern in stage.freeze))
+    products = {torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * a[-2] * a[-1] * b[-1]}
+    with FlopCounterMode(display=False, custom_mapping=products) as counter:
+        model(torch.randint(0, VOCAB, (batch, length))).mean().backward()
+    expected = flops_per_token(section, VOCAB, length, stage=stage) * batch * length
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
 def test_state_gradients_and_checkpoints_follow_the_trained_part() -> None:
     full, lora = (demo("launch.processes=1", **STAGES[name]) for name in ("all", "lora"))
     share = trained_numbers(lora, lora.finetune[0]).total / trained_numbers(full, full.finetune[0]).total
@@ -73,6 +120,8 @@ def test_state_gradients_and_checkpoints_follow_the_trained_part() -> None:
     # fp32 weights instead of fp32 weights with two states.
     assert bytes_of[1] / bytes_of[0] == pytest.approx(1 / 3 + share, rel=0.05)
     assert "trains 4,035,360 parameters, 100.00%" in finetuning_lines(full)[-1]
+    flops = [float(re.findall(r"in (\S+) FLOPs per token;", finetuning_lines(r)[-1])[0]) for r in (full, lora)]
+    assert 2 / 3 < flops[1] / flops[0] < 0.8
 
 
 def test_a_stage_that_trains_everything_is_estimated_as_pretraining() -> None:

@@ -15,6 +15,7 @@ import torch
 from artefacts import manifest
 from artefacts.errors import RequestError
 from artefacts.metrics_log import read_records
+from configs.load import load_recipe
 from configs.run_layout import RunLayout
 from configs.schema import Recipe
 from tests.support.fork_server import run_command, start
@@ -22,16 +23,24 @@ from tests.support.paths import CHECKOUT
 from tests.support.training.pairs import HELD_OUT, MODEL, PAIRS, STAGE, start_weights, with_pairs
 from tests.support.training.workers import fork_workers
 from tests.support.waiting import wait_until
+from tokenizer.special_tokens import IGNORED
 from training.__main__ import main
+from training.data.build import validation_windows
 from training.data.chat import ChatExamples
 from training.data.examples import ExampleData
 from training.data.preferences import PreferenceExamples
+from training.estimate import flops_per_token
 from training.evaluate.preferences import evaluate_preferences
+from training.evaluate.results import Evaluation
+from training.export.adapter import write_adapter
 from training.models.registry import init_weights
+from training.objective import Objective
 from training.optim.build import build_optimizer
 from training.optim.schedules import learning_rate
+from training.optim.trained_part import TrainedPart
 from training.preference.loss import REWARDS
 from training.preference.objective import LOSS, PreferenceObjective, log_probabilities
+from training.runs import finetune_run
 
 PAD = 3
 MEASURED = ("loss", *REWARDS)
@@ -68,7 +77,8 @@ def follow(recipe: Recipe, layout: RunLayout, steps: int) -> tuple[list[list[flo
     (section,) = recipe.finetune
     assert section.preference is not None
     model, reference = start_weights(recipe), start_weights(recipe)
-    objective = PreferenceObjective(recipe.model, recipe.train, section.preference)
+    unmasked = recipe.train.model_copy(update={"mask_documents": False})
+    objective = PreferenceObjective(recipe.model, unmasked, section.preference)
     splits = {name: PreferenceExamples(layout.examples_of("dpo"), name, PAD) for name in ("train", "held-out")}
     for split in splits.values():
         with torch.no_grad():
@@ -100,12 +110,28 @@ def check(root: Path, ranks: int, *overrides: str) -> None:
     train(root, *overrides, ranks=ranks)
     assert recorded(layout, "train") == [pytest.approx(row, abs=2e-5) for row in expected]
     assert recorded(layout, "validation")[-1] == pytest.approx(validated, abs=2e-5)
+    before = next(r for r in read_records(layout.finetune("dpo") / "metrics.jsonl") if r["kind"] == "validation")
+    assert (before["step"], before["pretraining_loss"]) == (
+        0,
+        pytest.approx(pretraining_loss(recipe, layout), abs=2e-5),
+    )
+
+
+@torch.no_grad()
+def pretraining_loss(recipe: Recipe, layout: RunLayout) -> float:
+    """The start weights' loss on pretraining's validation text, with pretraining's objective."""
+    (batch,) = validation_windows(recipe, layout).spread(16, 16)
+    loss, count = Objective(recipe.model, recipe.train).cross_entropy(start_weights(recipe), batch)
+    return float(loss / count)
 
 
 @pytest.mark.engine
 def test_two_expert_parallel_ranks_equal_one_device(tmp_path: Path) -> None:
-    """With ZeRO 3, and with an odd number of batches of held-out pairs for the two ranks."""
-    check(tmp_path, 2, "train.zero_stage=3", *IPO)
+    """With ZeRO 3, and with an odd number of batches of held-out pairs for the two ranks.
+
+    Pretraining masked documents. What is forgotten is measured with the same masks.
+    """
+    check(tmp_path, 2, "train.zero_stage=3", "train.mask_documents=true", *IPO)
 
 
 @pytest.mark.slow
@@ -132,6 +158,16 @@ def test_a_killed_stage_with_a_damaged_reference_resumes_from_the_start_weights(
         command[name] = words(tmp_path / name, f"finetune.epochs={4 * steps / PAIRS}", "train.save_every=2", *trained)
         folders[name] = layout.finetune("dpo")
     run_command(command["alone"])
+    recipe = load_recipe(tmp_path / "alone" / "recipe.yaml", [*STAGE, *trained])
+    layout = RunLayout.of(recipe)
+    examples = PreferenceExamples(layout.examples_of("dpo"), "held-out", PAD)
+    tokens = int((examples.read(range(HELD_OUT)).labels[:HELD_OUT] != IGNORED).sum())
+    kept = np.load(layout.finetune("dpo") / "reference" / "held-out.npy")
+    tuned = layout.finetune("dpo") / "checkpoints" / f"step-{steps:08d}"
+    assert before(recipe, layout, tuned) == pytest.approx(-float(kept[:, 0].sum()) / tokens, abs=1e-5)
+    section, record = recipe.finetune[0], [*read_records(layout.finetune("dpo") / "metrics.jsonl")][-2]
+    flops = flops_per_token(recipe.model, recipe.vocab_size, section.max_length, predicts=False, stage=section)
+    assert record["model_flops_per_second"] == pytest.approx(record["tokens_per_second"] * flops, rel=1e-3)
     folder, reference = folders["killed"], folders["killed"] / "reference"
     process = start(_command, command["killed"])
     # A step whose number differs from run to run, but is before the last one.
@@ -175,7 +211,7 @@ def test_the_evaluation_compares_the_stage_with_its_start_weights(tmp_path: Path
     models = {Path("start"): start_weights(recipe), Path("tuned"): start_weights(recipe)}
     init_weights(models[Path("tuned")], 1)
     device = torch.device("cpu")
-    facts = evaluate_preferences(recipe, layout, section, models.__getitem__, *models, device)
+    facts = evaluate_preferences(recipe, layout, section, *(lambda m=m: m for m in models.values()), device)
     examples = PreferenceExamples(layout.examples_of("dpo"), "held-out", PAD)
     objective = PreferenceObjective(recipe.model, recipe.train, section.preference)
     with torch.no_grad():
@@ -189,6 +225,42 @@ def test_the_evaluation_compares_the_stage_with_its_start_weights(tmp_path: Path
     losses = [-float(log[:HELD_OUT].sum()) / tokens for log in logs]
     assert [facts["held_out_loss_before"], facts["held_out_loss_after"]] == pytest.approx(losses, abs=1e-5)
     assert facts["examples"] == HELD_OUT
+
+
+def before(recipe: Recipe, layout: RunLayout, tuned: Path) -> float:
+    """The loss of the held-out chosen answers before the stage, as ``evaluate`` measures it."""
+    evaluation = Evaluation(recipe, layout, {}, layout.run / "scratch", layout.run / "battery")
+    loss: float = evaluation._pairs("dpo", tuned)["held_out_loss_before"]
+    return loss
+
+
+def test_the_evaluation_compares_the_stage_with_the_adapter_that_it_started_from(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    trained = ["finetune.lora.rank=4", "finetune.lora.alpha=8", "finetune.reset=[embeddings]"]
+    trained += ["finetune.lora.targets=[attention]"]
+    recipe, layout = with_pairs(tmp_path, None, *trained, f"finetune.lora.adapter={folder}")
+    (section,) = recipe.finetune
+    assert section.lora is not None
+    reference = start_weights(recipe)
+    TrainedPart.of(section).prepare(reference, recipe.run.seed, new=True)
+    adapters = {name: p for name, p in reference.named_parameters() if ".lora_" in name}
+    for parameter in adapters.values():
+        torch.nn.init.normal_(parameter)
+    write_adapter(folder, recipe.model, section.lora, adapters.items())
+    run = finetune_run(recipe, layout, "dpo")
+    run.open("", replace=False)
+    examples = PreferenceExamples(layout.examples_of("dpo"), "held-out", PAD)
+    batch = examples.read(range(HELD_OUT))
+    with torch.no_grad():
+        logs = log_probabilities(Objective(recipe.model, recipe.train), reference, batch)
+    tokens = int((batch.labels[:HELD_OUT] != IGNORED).sum())
+    (start_folder,) = (layout.pretrain / "checkpoints").glob("step-*")
+    assert before(recipe, layout, start_folder) == pytest.approx(-float(logs[:HELD_OUT].sum()) / tokens, abs=1e-5)
+    replaced = {name: parameter + 1 for name, parameter in adapters.items()}
+    shutil.rmtree(folder)
+    write_adapter(folder, recipe.model, section.lora, replaced.items())
+    with pytest.raises(RequestError, match=r"finetune\.lora\.adapter=.*/adapter: .*/dpo started from another adapter"):
+        before(recipe, layout, start_folder)
 
 
 def test_examples_of_the_other_kind_are_refused_in_one_line(tmp_path: Path) -> None:

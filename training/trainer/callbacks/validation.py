@@ -61,8 +61,10 @@ class ValidationCallback(Callback):
         record = {"kind": "validation", "step": step, "loss": self._loss, **means}
         message = f"step {step}: validation loss {self._loss:.4f}"
         if self._earlier_batches:
+            earlier = self._context.earlier_objective
+            assert earlier is not None
             record |= self._means(
-                lambda engine, batch: {"pretraining_loss": objective.cross_entropy(engine, batch)},
+                lambda engine, batch: {"pretraining_loss": earlier.cross_entropy(engine, batch)},
                 self._earlier_batches,
             )
             message += f", on pretraining's text {record['pretraining_loss']:.4f}"
