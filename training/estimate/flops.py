@@ -48,8 +48,8 @@ def attention_flops_per_token(
     attention. Many published numbers count all ``context`` positions and are about twice as large.
     """
     if stage:
-        everything = attention_flops_per_token(model, context, predicts)
-        return everything * finetuning_flops.attention_fraction(model, predicts, stage)
+        full = attention_flops_per_token(model, context, predicts)
+        return full * finetuning_flops.attention_fraction(model, predicts, stage)
     backbone = model.backbone_section
     if isinstance(backbone, DeepseekSection):
         return deepseek.attention_flops(backbone, context, predicts)
