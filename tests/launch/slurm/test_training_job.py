@@ -1,6 +1,7 @@
 """Pretraining as a job of a real SLURM cluster on this host: requeued, preempted, on fewer nodes, and with errors."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.support.launch.runs import RECIPE, another_seed, ended, launch, losses, make_data, steps
 from tests.support.launch.slurm_cluster import SlurmCluster, missing
@@ -27,13 +29,15 @@ def data(tmp_path_factory):
 
 
 class Submitted:
-    """A pretraining job and the folder of its run."""
+    """A training job and the folder of its run."""
 
-    def __init__(self, cluster: SlurmCluster, root: Path, *overrides: str, recipe: Path = RECIPE) -> None:
+    def __init__(
+        self, cluster: SlurmCluster, root: Path, *overrides: str, recipe: Path = RECIPE, verb: str = "pretrain"
+    ) -> None:
         self.cluster, self.root = cluster, root
-        out, _ = ended(launch("slurm", f"run.root={root}", *overrides, env=cluster.env(), recipe=recipe))
+        out, _ = ended(launch("slurm", f"run.root={root}", *overrides, env=cluster.env(), recipe=recipe, verb=verb))
         self.id = re.findall(r"job (\d+)", out)[0]
-        self.log = root / "end-to-end" / "logs" / f"pretrain-{self.id}.out"
+        self.log = root / "end-to-end" / "logs" / f"{verb}-{self.id}.out"
 
     def state(self) -> str:
         return self.cluster.states(self.id).get(self.id, "")
@@ -149,6 +153,33 @@ def test_a_chain_of_jobs_instead_of_requeueing(cluster, data, tmp_path):
     assert states.pop(f"{job.id}_1") == "FAILED" and states.pop(f"{job.id}_2") == "COMPLETED", output
     assert set(states.values()) == {"CANCELLED"}
     assert "resuming after step" in output and "finished, 40 steps" in output
+
+
+@pytest.mark.slow
+def test_two_stages_of_fine_tuning_run_in_one_job_that_is_requeued_in_the_second(cluster, tmp_path):
+    """The second stage starts from the first on both nodes, and the losses are those of the same processes here."""
+    recipe, root = tmp_path / "stages.yaml", tmp_path / "runs"
+    settings = yaml.safe_load(RECIPE.read_text())
+    stages = [{"name": "answers"}, {"name": "more", "epochs": 12}]
+    settings["finetune"] = [settings["finetune"] | stage for stage in stages]
+    recipe.write_text(yaml.safe_dump(settings))
+    make_data(root, recipe)
+    changes = ["train.precision=fp32", "train.save_every=4"]
+    ended(launch("local", f"run.root={root}", *changes, recipe=recipe))
+    alone = tmp_path / "alone"
+    shutil.copytree(root, alone)
+    ended(launch("local", f"run.root={alone}", *changes, recipe=recipe, verb="finetune"))
+    spread = ["launch.nodes=2", "launch.processes=1"]
+    job = Submitted(cluster, root, *changes, *spread, recipe=recipe, verb="finetune")
+    second = root / "end-to-end" / "finetune" / "more" / "checkpoints"
+    wait_until(lambda: list(second.glob("step-*/manifest.json")), f"a checkpoint\n{job.output()}")
+    assert cluster.run("scontrol", "requeue", job.id).returncode == 0
+    state, output = job.end()
+    assert state == "COMPLETED", output
+    assert output.count("resuming after step") == 1 and "1 restarts, on n1, n2" in output, output
+    for name in ("answers", "more"):
+        ours, local = (losses(folder, folder=f"finetune/{name}") for folder in (root, alone))
+        assert len(ours) > 4 and ours == local
 
 
 @pytest.mark.slow

@@ -14,20 +14,20 @@ from tests.support.waiting import PATIENCE
 RECIPE = CHECKOUT / "tests" / "end-to-end.yaml"
 
 
-def make_data(root: Path) -> Path:
+def make_data(root: Path, recipe: Path = RECIPE) -> Path:
     """Token shards and chat examples of the small recipe; returns the folder for ``data.root``."""
     for stage in ("run", "examples"):
-        argv = [sys.executable, "-m", "pipeline", stage, "--recipe", str(RECIPE), f"run.root={root}"]
+        argv = [sys.executable, "-m", "pipeline", stage, "--recipe", str(recipe), f"run.root={root}"]
         done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return root / "end-to-end"
 
 
 def launch(
-    kind: str, *words: str, env: Mapping[str, str] | None = None, recipe: Path = RECIPE
+    kind: str, *words: str, env: Mapping[str, str] | None = None, recipe: Path = RECIPE, verb: str = "pretrain"
 ) -> subprocess.Popen[str]:
-    """``python -m launch KIND pretrain`` with overrides or options; output is captured."""
-    argv = [sys.executable, "-m", "launch", kind, "pretrain", "--recipe", str(recipe), *words]
+    """``python -m launch KIND VERB`` with overrides or options; output is captured."""
+    argv = [sys.executable, "-m", "launch", kind, verb, "--recipe", str(recipe), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     return subprocess.Popen(argv, cwd=CHECKOUT, env=env, text=True, **pipes)
 
@@ -50,13 +50,13 @@ def steps(root: Path, name: str = "end-to-end") -> list[int]:
     return [record["step"] for record in _records(root, name)]
 
 
-def losses(root: Path, name: str = "end-to-end") -> dict[int, float]:
-    """The last loss of every step."""
-    return {record["step"]: record["loss"] for record in _records(root, name)}
+def losses(root: Path, name: str = "end-to-end", folder: str = "pretrain") -> dict[int, float]:
+    """The last loss of every step of pretraining, or of the stage in another ``folder`` of the run."""
+    return {record["step"]: record["loss"] for record in _records(root, name, folder)}
 
 
-def _records(root: Path, name: str) -> list[dict]:
-    file = root / name / "pretrain" / "metrics.jsonl"
+def _records(root: Path, name: str, folder: str = "pretrain") -> list[dict]:
+    file = root / name / folder / "metrics.jsonl"
     return [record for record in read_records(file) if record["kind"] == "train"] if file.exists() else []
 
 
