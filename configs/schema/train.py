@@ -190,10 +190,16 @@ class TrainSection(Section):
         2, ge=0, description="Number of global batches to prefetch in a background thread. 0 disables prefetching."
     )
     eval_every: NonIdentity[int] = Field(
-        0, ge=0, description="Steps between validations. With 0, validation runs only after the last step."
+        0,
+        ge=0,
+        description="Steps between validations. With 0, validation runs only after the last step. With "
+        "`early_stopping`, a changed value defines another run.",
     )
     eval_batches: NonIdentity[int] = Field(
-        8, gt=0, description="Number of global batches in each validation during training."
+        8,
+        gt=0,
+        description="Number of global batches in each validation during training. With `early_stopping`, a changed "
+        "value defines another run.",
     )
     early_stopping: EarlyStoppingSection | None = Field(
         None,
@@ -279,7 +285,9 @@ class TrainSection(Section):
         identity = super().identity()
         if self.early_stopping is None:
             del identity["early_stopping"]
-        return identity
+            return identity
+        # Validations only observe the training, unless they end it.
+        return {**identity, "eval_every": self.eval_every, "eval_batches": self.eval_batches}
 
     @property
     def global_batch(self) -> int:

@@ -43,7 +43,10 @@ def test_what_a_run_reports_may_change_but_not_when_it_ends() -> None:
     assert early.finetune[0].identity()["early_stopping"]["patience"] == 3
 
 
-def test_a_stage_may_be_validated_more_often_when_it_resumes_unless_validations_end_it() -> None:
-    for early, same in ([], True), (["finetune.early_stopping.patience=2"], False):
-        stages = [load_recipe(DEMO, [f"finetune.eval_every={every}", *early]).finetune[0] for every in (2, 3)]
-        assert (stages[0].identity() == stages[1].identity()) is same
+@pytest.mark.parametrize("key", ["finetune.eval_every", "train.eval_every", "train.eval_batches"])
+def test_validations_may_change_when_a_run_resumes_unless_they_end_it(key: str) -> None:
+    section = key.split(".")[0]
+    for early, same in ([], True), ([f"{section}.early_stopping.patience=2"], False):
+        recipes = [load_recipe(DEMO, [f"{key}={number}", *early]) for number in (2, 4)]
+        runs = [recipe.train if section == "train" else recipe.finetune[0] for recipe in recipes]
+        assert (runs[0].identity() == runs[1].identity()) is same

@@ -40,6 +40,11 @@ def without_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setattr(ours, "_FINISH_SECONDS", 600)
     yield
+    end_process()
+
+
+def end_process() -> None:
+    """Wait until wandb's own process has written its files and ended, as at the end of training."""
     with contextlib.suppress(ConnectionError):  # a killed process cannot be asked to end
         wandb.teardown()
 
@@ -68,9 +73,10 @@ def log_steps(context: TrainingContext, *steps: int) -> None:
 def test_a_resumed_run_continues_the_same_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with the steps that it repeats, and with the curves of TensorBoard."""
     log_steps(context(tmp_path, "offline"), 1, 2, 3)
-    wandb.teardown()  # as another process would
+    end_process()
     monkeypatch.setenv("WANDB_MODE", "offline")
     log_steps(context(tmp_path, None, start=1), 2, 3, 4)
+    end_process()
     folder = tmp_path / "finetune" / "sft"
     files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     assert len(files) == 2
@@ -150,6 +156,7 @@ def test_a_slow_wandb_gets_the_last_records_and_is_finished(
     writer.close()
     assert capsys.readouterr().err.count("W&B cannot keep up: some records are not logged there") == 1
     (path,) = run.folder.glob("wandb/offline-run-*/*.wandb")
+    end_process()
     records = read_wandb(path)
     assert [row["step"] for row in history(records)] == [8, 9]
     assert any(record.WhichOneof("record_type") == "exit" for record in records)
