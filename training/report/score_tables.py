@@ -57,9 +57,17 @@ def runs_lines(runs: Mapping[str, Results]) -> list[str]:
     for text in dict.fromkeys(text for facts in columns.values() for text in facts.get("texts", {})):
         scores = [facts.get("texts", {}).get(text, {}).get("bits_per_byte") for facts in columns.values()]
         rows.append([f"text {text} bits per byte", *map(_number, scores)])
-    answers = [facts.get("held_out_loss_after") for facts in columns.values()]
-    if any(value is not None for value in answers):
-        rows.append(["held-out answers loss", *map(_number, answers)])
+    # Examples and pairs are held out separately, so their losses are not comparable.
+    learns_pairs = {name: "preferences" in facts for name, facts in columns.items()}
+    for label, pairs in (("held-out answers loss", False), ("held-out chosen answers loss", True)):
+        losses = [
+            facts.get("held_out_loss_after") if learns_pairs[name] is pairs else None for name, facts in columns.items()
+        ]
+        if any(loss is not None for loss in losses):
+            rows.append([label, *map(_number, losses)])
+    if any(learns_pairs.values()):
+        accuracies = [facts.get("preferences", {}).get("accuracy") for facts in columns.values()]
+        rows.append(["held-out pairs preferred", *map(_number, accuracies)])
     tasks = {name: facts.get("tasks", {}) for name, facts in columns.items()}
     return aligned([*rows, *task_rows(tasks)[1:]])
 
